@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from krunch_plugins.exchange import Message
+    from krunch_plugins.turns import Message
 
 
 @dataclass(frozen=True, slots=True)

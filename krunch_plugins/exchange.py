@@ -1,4 +1,4 @@
-"""What travels through Krunch: one request and its reply, stored turns, searches; and what wings offer each other."""
+"""What travels through Krunch: one request, its reply, and the report of both."""
 
 from __future__ import annotations
 
@@ -6,16 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-Message = dict[str, Any]
-"""One chat message in OpenAI's format. Keys that Krunch does not know pass through untouched."""
-
-EventKind = Literal["append", "forget", "trim", "reset"]
-"""What a `TurnEvent` tells: turns came; a session is gone; a session's oldest turns are gone; start from nothing."""
-
-EvictReason = Literal["size", "ttl", "forget", "close"]
-"""Why turns leave the hot tier: no room, too old, the session is forgotten, the store is closed."""
+    from krunch_plugins.turns import Message
 
 Reason = Literal[
     "compressed",
@@ -172,26 +165,17 @@ class Report:
         return tokens / self.tokens_before if self.tokens_before else 0.0
 
 
-class MemoStore(Protocol):
-    """Where compression keeps a few bytes with a session, shared by all workers; they are forgotten with the session.
-
-    A store of conversations has these two methods, and `MemoryStore` is one in memory.
-    """
-
-    def get_state(self, session: str, name: str, *, tenant: str | None = None) -> bytes | None:
-        """What was last put under this name, or None."""
-
-    def put_state(self, session: str, name: str, data: bytes, *, tenant: str | None = None) -> None:
-        """Keep `data` under this name."""
-
-
 class Runtime(Protocol):
     """What an exchange needs from the Krunch that made it."""
 
-    def finish(self, exchange: Exchange, message: Message, choice: int) -> Message:
+    def finish(
+        self, exchange: Exchange, message: Message, choice: int, metadata: Mapping[str, Any] | None = None
+    ) -> Message:
         """Expand a whole reply and run the `post_response` hooks."""
 
-    async def afinish(self, exchange: Exchange, message: Message, choice: int) -> Message:
+    async def afinish(
+        self, exchange: Exchange, message: Message, choice: int, metadata: Mapping[str, Any] | None = None
+    ) -> Message:
         """The same, off the event loop where it may take long."""
 
     def stream(self, exchange: Exchange) -> StreamExpander:
@@ -207,14 +191,15 @@ class StreamExpander(Protocol):
     def feed(self, chunk: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Take one OpenAI chat chunk; give back the chunks to hand on (zero or more). `chunk` is not changed."""
 
-    def flush(self, *, partial: bool = False) -> list[dict[str, Any]]:
+    def flush(self, *, partial: bool = False, metadata: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """End the stream: what was held back, and the `post_response` hooks run. A second call returns nothing.
 
         Args:
             partial: the stream was broken off; the hooks see `reply.partial`.
+            metadata: what the store is to keep with the reply, if it is recorded; JSON-like.
         """
 
-    async def aflush(self, *, partial: bool = False) -> list[dict[str, Any]]:
+    async def aflush(self, *, partial: bool = False, metadata: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """`flush`, off the event loop where the hooks may take long."""
 
 
@@ -233,6 +218,9 @@ class Exchange:
         metadata: free for plugins, never sent. Use your plugin's name as the key.
         json_reply: the reply's text was asked to be one JSON document (`response_format`), so what is put back into it
             is escaped as in a JSON string, as in tool-call arguments.
+        turn_metadata: what the store is to keep with each message of `original`, if that is recorded; or None.
+        no_definitions: positions in `messages` of those that may use what earlier ones define, but define nothing. A
+            plugin that puts messages in or takes them out keeps it right.
     """
 
     messages: list[Message]
@@ -244,6 +232,8 @@ class Exchange:
     report: Report
     metadata: dict[str, Any] = field(default_factory=dict)
     json_reply: bool = False
+    turn_metadata: Sequence[Mapping[str, Any] | None] | None = None
+    no_definitions: frozenset[int] = frozenset()
     symbols: Mapping[str, str] = field(default_factory=dict)
     """Every symbol that this request defines, and the text it stands for. Set by compression."""
     substitutions: dict[str, str] = field(default_factory=dict)
@@ -271,21 +261,22 @@ class Exchange:
         if self.substitutions.setdefault(token, original) != original:
             raise ValueError("substitute(): this token already stands for another text; choose another")
 
-    def finish(self, message: Message, *, choice: int = 0) -> Message:
+    def finish(self, message: Message, *, choice: int = 0, metadata: Mapping[str, Any] | None = None) -> Message:
         """Expand a whole reply.
 
         Args:
             message: the assistant message as the model wrote it, OpenAI format. Not changed.
             choice: which choice of the reply this is, when the request asked for several.
+            metadata: what the store is to keep with the reply, if it is recorded; JSON-like.
 
         Returns:
             The message for the caller: text and tool-call arguments expanded, hooks run.
         """
-        return self._made_by().finish(self, message, choice)
+        return self._made_by().finish(self, message, choice, metadata)
 
-    async def afinish(self, message: Message, *, choice: int = 0) -> Message:
+    async def afinish(self, message: Message, *, choice: int = 0, metadata: Mapping[str, Any] | None = None) -> Message:
         """`finish` for async callers: off the event loop when hooks of outside plugins run or the reply is large."""
-        return await self._made_by().afinish(self, message, choice)
+        return await self._made_by().afinish(self, message, choice, metadata)
 
     def stream(self) -> StreamExpander:
         """An expander for the streamed reply to this request; take a fresh one for each stream."""
@@ -316,6 +307,7 @@ class Reply:
         streamed: the reply was streamed: its text has gone out, changes only reach later hooks.
         partial: the stream was broken off before its end.
         expanded: symbols and substitutions have been put back. Set by compression, which always comes first.
+        metadata: what the store is to keep with the reply, if it is recorded.
     """
 
     message: Message
@@ -323,126 +315,4 @@ class Reply:
     streamed: bool = False
     partial: bool = False
     expanded: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One message of a conversation as stored.
-
-    Attributes:
-        number: position in the session, from 0, without gaps. Order is by number, never by time.
-        message: the message, whole, OpenAI format.
-        timestamp: when it was stored, seconds since the epoch, UTC.
-        tokens: tokens of its text, or None if they were not counted.
-        metadata: what the one who stored it wants kept with it; JSON-like.
-        embedding: its vector, or None.
-    """
-
-    number: int
-    message: Message
-    timestamp: float
-    tokens: int | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    embedding: Sequence[float] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SearchQuery:
-    """One search for old turns.
-
-    Attributes:
-        text: what to look for, in plain words; it is never parsed as a query language.
-        session: only in this session; None: in all sessions of the tenant.
-        tenant: whose turns; None is a tenant of its own.
-        k: how many hits are wanted, at least 1.
-        after: only turns stored at or after this time, seconds since the epoch.
-        before: only turns stored before this time, seconds since the epoch.
-        roles: only messages of these roles.
-        metadata: only turns whose metadata holds all of these.
-    """
-
-    text: str
-    session: str | None = None
-    tenant: str | None = None
-    k: int = 10
-    after: float | None = None
-    before: float | None = None
-    roles: frozenset[str] | None = None
-    metadata: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SearchHit:
-    """One turn that was found.
-
-    Attributes:
-        turn: the turn itself.
-        session: the session it belongs to.
-        score: the finder's own score, higher is better; after fusion, the fused score.
-        found_by: which plugin found it at which rank, from 1. Filled in by the fusion.
-    """
-
-    turn: Turn
-    session: str
-    score: float
-    found_by: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class TurnEvent:
-    """One thing that happened to a session, as those who follow the store see it.
-
-    Attributes:
-        kind: "append": turns `start` to before `stop` came. "trim": turns before `start` are gone. "forget": the
-            session is gone. "reset": drop everything of this tenant; what follows tells it from the beginning.
-        key: names the session for good. One that is forgotten and begun again under the same id has another key.
-            "" for "reset".
-        session: the session's id; None for "forget" and "reset", because nothing of it is kept.
-        start: a turn's number.
-        stop: a turn's number, or 0.
-    """
-
-    kind: EventKind
-    key: str
-    session: str | None
-    start: int
-    stop: int
-
-
-class TurnLog(Protocol):
-    """How to follow the store: be woken, then read what is new."""
-
-    def subscribe(self, callback: Callable[[str | None], None]) -> Callable[[], None]:
-        """Have `callback(tenant)` called after each change that this process commits.
-
-        It is called before the call that made the change returns, in the same thread, with no lock held. What it
-        raises is logged and counted.
-
-        Returns:
-            A function that ends the subscription.
-        """
-
-    def since(self, cursor: str | None, *, tenant: str | None = None, limit: int = 1000) -> tuple[list[TurnEvent], str]:
-        """What happened to a tenant's sessions after `cursor`, by all processes, in the order of the commits.
-
-        Args:
-            cursor: what the last call returned, or None for everything there is.
-            tenant: whose sessions.
-            limit: about how many events to return at most; the first answer may be longer.
-
-        Returns:
-            The events, and the cursor to ask with next time. No events: nothing is new.
-        """
-
-
-class StateStore(Protocol):
-    """Where a wing keeps bytes with a session; they are forgotten with it."""
-
-    def get_state(self, session: str, name: str, *, tenant: str | None = None) -> bytes | None:
-        """What was last put under this name, or None."""
-
-    def put_state(self, session: str, name: str, data: bytes, *, tenant: str | None = None) -> None:
-        """Keep `data` under this name."""
-
-    def last_used(self, session: str, *, tenant: str | None = None) -> float | None:
-        """When the session was last appended to or given state, seconds since the epoch; None if it is not known."""

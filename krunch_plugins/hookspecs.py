@@ -15,7 +15,8 @@ import pluggy
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from krunch_plugins.exchange import EvictReason, Exchange, Reply, SearchHit, SearchQuery, Turn
+    from krunch_plugins.exchange import Exchange, Reply
+    from krunch_plugins.turns import EvictReason, SearchHit, SearchQuery, Turn
 
 NAME = "krunch_plugins"
 """Name of the hook markers, of the plugin manager and of the entry-point group."""

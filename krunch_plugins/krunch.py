@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Self, cast, overload
 
 from krunch_plugins.compression.plugin import CompressionPlugin
-from krunch_plugins.exchange import Exchange, Message, Reply, Report
+from krunch_plugins.exchange import Exchange, Reply, Report
 from krunch_plugins.plugins import PluginInfo, Plugins, copy_tree
 from krunch_plugins.settings import Settings
 from krunch_plugins.storage.plugin import RecentTurnsPlugin, StoragePlugin
 from krunch_plugins.storage.recent import RecentTurns
 from krunch_plugins.storage.store import ConversationStore
+from krunch_plugins.streams import StreamedReply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
     from krunch_plugins.compression.statistics import SessionStats, Stats
-    from krunch_plugins.compression.stream import ChunkExpander
-    from krunch_plugins.exchange import EvictReason, MemoStore, StreamExpander, Turn
+    from krunch_plugins.exchange import StreamExpander
     from krunch_plugins.storage.recent import Listener
     from krunch_plugins.storage.retention import Forgotten
+    from krunch_plugins.turns import EvictReason, MemoStore, Message, Turn
 
 
 class Krunch:
@@ -35,6 +37,7 @@ class Krunch:
         plugins: outside plugins to register, beside those that installed distributions offer.
         memo_store: where all workers note a session's last request and rebase; only `rebase="cold"` needs it. Default:
             the history store, if there is one.
+        store: a history store of the caller's own, instead of one in `Settings.home`; the caller closes it.
         clock: seconds since the epoch; for tests.
 
     Raises:
@@ -44,8 +47,8 @@ class Krunch:
 
     Attributes:
         settings: the options.
-        store: the history store in `Settings.home`; None if that is not set: then nothing is written to disk, and
-            recent turns live in RAM only (`recent`).
+        store: the history store, the caller's own or the one in `Settings.home`; None if there is neither: then nothing
+            is written to disk, and recent turns live in RAM only (`recent`).
     """
 
     def __init__(
@@ -54,10 +57,12 @@ class Krunch:
         *,
         plugins: Iterable[object] = (),
         memo_store: MemoStore | None = None,
+        store: ConversationStore | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.settings = Settings.from_environment() if settings is None else settings
-        self.store = _open_store(self.settings, clock)
+        self.store = _open_store(self.settings, clock) if store is None else store
+        self._owns_store = store is None
         self._compression = CompressionPlugin(self.settings, clock, memo_store or self.store)
         self._recent = None if self.store else _recent_turns(self.settings, clock, self._tell_evicted)
         storage = StoragePlugin(self.store) if self.store else RecentTurnsPlugin(cast("RecentTurns", self._recent))
@@ -81,12 +86,12 @@ class Krunch:
         self.close()
 
     def close(self) -> None:
-        """Let go of everything held in memory, and close the store. Safe to call twice.
+        """Let go of everything held in memory, and close the store, unless it is the caller's. Safe to call twice.
 
         The instance can still be used, starting afresh, but it records nothing any more.
         """
         self._compression.forget()
-        if self.store is not None:
+        if self.store is not None and self._owns_store:
             self.store.close()
         if self._recent is not None:
             self._recent.close()
@@ -188,6 +193,8 @@ class Krunch:
         tenant: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         json_reply: bool = False,
+        turn_metadata: Sequence[Mapping[str, Any] | None] | None = None,
+        no_definitions: frozenset[int] = frozenset(),
     ) -> Exchange:
         """Run the `pre_request` hooks over a request.
 
@@ -198,6 +205,8 @@ class Krunch:
             tenant: who owns the session; what belongs to one tenant is invisible to every other.
             tools: tool definitions; counted and scanned for marks, never changed.
             json_reply: the reply's text will be one JSON document, because the request asks for that.
+            turn_metadata: what the store is to keep with each message, if that is recorded; one for each, JSON-like.
+            no_definitions: positions of messages that may use what earlier ones define, but define nothing themselves.
 
         Returns:
             The exchange: `.messages` is what to send, `.report` what was saved and why.
@@ -207,6 +216,7 @@ class Krunch:
             TypeError: `messages` is no sequence of dicts.
         """
         exchange = self._exchange(messages, model, session, tenant, tools, json_reply=json_reply)
+        exchange.turn_metadata, exchange.no_definitions = turn_metadata, no_definitions
         self._plugins.pre_request(exchange)
         return exchange
 
@@ -219,12 +229,15 @@ class Krunch:
         tenant: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         json_reply: bool = False,
+        turn_metadata: Sequence[Mapping[str, Any] | None] | None = None,
+        no_definitions: frozenset[int] = frozenset(),
     ) -> Exchange:
         """`prepare` for async callers: in a worker thread when it may take long.
 
         That is when the request is large, outside plugins see it, or the memo store is asked (`rebase="cold"`).
         """
         exchange = self._exchange(messages, model, session, tenant, tools, json_reply=json_reply)
+        exchange.turn_metadata, exchange.no_definitions = turn_metadata, no_definitions
         slow = self.settings.rebase == "cold" or self._plugins.has_outside("pre_request")
         if slow or self._is_large(exchange.messages):
             await asyncio.to_thread(self._plugins.pre_request, exchange)
@@ -232,22 +245,26 @@ class Krunch:
             self._plugins.pre_request(exchange)
         return exchange
 
-    def finish(self, exchange: Exchange, message: Message, choice: int) -> Message:
+    def finish(
+        self, exchange: Exchange, message: Message, choice: int, metadata: Mapping[str, Any] | None = None
+    ) -> Message:
         """Expand a whole reply and run the `post_response` hooks; `Exchange.finish` is the way to call it."""
-        reply = Reply(copy_tree(message), choice)
+        reply = Reply(copy_tree(message), choice, metadata=metadata or {})
         self._plugins.post_response(exchange, reply)
         return reply.message
 
-    async def afinish(self, exchange: Exchange, message: Message, choice: int) -> Message:
+    async def afinish(
+        self, exchange: Exchange, message: Message, choice: int, metadata: Mapping[str, Any] | None = None
+    ) -> Message:
         """`finish`, in a worker thread when the reply is large, is recorded on disk, or outside plugins see it."""
         if self._hooks_may_wait() or self._is_large([message]):
-            return await asyncio.to_thread(self.finish, exchange, message, choice)
-        return self.finish(exchange, message, choice)
+            return await asyncio.to_thread(self.finish, exchange, message, choice, metadata)
+        return self.finish(exchange, message, choice, metadata)
 
     def stream(self, exchange: Exchange) -> StreamExpander:
         """A fresh expander for one streamed reply; `Exchange.stream` is the way to call it."""
         chunks = self._compression.chunk_expander(exchange)
-        return _Stream(self._plugins, exchange, chunks, self._hooks_may_wait)
+        return StreamedReply(self._plugins, exchange, chunks, self._hooks_may_wait)
 
     def note_usage(self, exchange: Exchange, usage: Mapping[str, Any]) -> None:
         """Take what the provider counted into the statistics; `Exchange.note_usage` is the way to call it."""
@@ -295,6 +312,19 @@ class Krunch:
         return False
 
 
+_default: Krunch | None = None
+_default_lock = threading.Lock()
+
+
+def default_krunch() -> Krunch:
+    """The `Krunch` of everyone who brings none: one a process, made at first use, with settings from `KRUNCH_*`."""
+    global _default  # noqa: PLW0603 - one a process is the point
+    with _default_lock:
+        if _default is None:
+            _default = Krunch()
+        return _default
+
+
 def _open_store(settings: Settings, clock: Callable[[], float]) -> ConversationStore | None:
     """The store that the settings ask for. Stored data fails loudly: if it cannot be opened, this raises."""
     if settings.home is None:
@@ -333,61 +363,3 @@ def _characters(message: Message) -> int:
         functions = [call.get("function") for call in calls if isinstance(call, dict)]
         texts += [function.get("arguments") for function in functions if isinstance(function, dict)]
     return sum(len(text) for text in texts if isinstance(text, str))
-
-
-class _Stream:
-    """A streamed reply: expands the chunks, and at the end runs the hooks, once per choice, on what was assembled."""
-
-    __slots__ = ("_chunks", "_counted", "_ended", "_exchange", "_may_wait", "_plugins")
-
-    def __init__(
-        self, plugins: Plugins, exchange: Exchange, chunks: ChunkExpander, may_wait: Callable[[], bool]
-    ) -> None:
-        self._plugins, self._exchange, self._chunks, self._may_wait = plugins, exchange, chunks, may_wait
-        self._ended = False
-        self._counted = 0
-
-    def feed(self, chunk: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Take one chunk; give back what can be handed on. A chunk that cannot be read passes as it came."""
-        try:
-            out = self._chunks.feed(chunk)
-        except Exception as error:  # noqa: BLE001 - whatever a provider sends, the stream goes on
-            self._plugins.note(self._exchange, "compression", "stream", error)
-            out = [dict(chunk)]
-        self._count()
-        return out
-
-    def flush(self, *, partial: bool = False) -> list[dict[str, Any]]:
-        """End the stream: what was held back; the hooks run."""
-        if self._ended:
-            return []
-        rest = self._end()
-        self._run_hooks(partial=partial)
-        return rest
-
-    async def aflush(self, *, partial: bool = False) -> list[dict[str, Any]]:
-        """`flush`, with the hooks in a worker thread when the reply is recorded on disk or outside plugins see it."""
-        if self._ended:
-            return []
-        rest = self._end()
-        if self._may_wait():  # asked at the end: plugins come and go while a stream runs
-            await asyncio.to_thread(self._run_hooks, partial=partial)
-        else:
-            self._run_hooks(partial=partial)
-        return rest
-
-    def _end(self) -> list[dict[str, Any]]:
-        self._ended = True
-        rest = self._chunks.flush()
-        self._count()
-        return rest
-
-    def _count(self) -> None:
-        expanded = self._chunks.expanded
-        self._exchange.report.symbols_expanded += expanded - self._counted
-        self._counted = expanded
-
-    def _run_hooks(self, *, partial: bool) -> None:
-        for choice, message in self._chunks.assembled():
-            reply = Reply(message, choice, streamed=True, partial=partial, expanded=True)
-            self._plugins.post_response(self._exchange, reply, refusable=False)

@@ -17,14 +17,16 @@ import pluggy
 
 from krunch_plugins import hookspecs
 from krunch_plugins.errors import PluginError, RequestRefused
-from krunch_plugins.exchange import Problem, SearchHit
+from krunch_plugins.exchange import Problem
+from krunch_plugins.turns import SearchHit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from pluggy import HookImpl
 
-    from krunch_plugins.exchange import EvictReason, Exchange, Reply, SearchQuery, Turn
+    from krunch_plugins.exchange import Exchange, Reply
+    from krunch_plugins.turns import EvictReason, SearchQuery, Turn
 
 DISABLE_VARIABLE = "KRUNCH_DISABLE_PLUGINS"
 """Comma-separated names of outside plugins to keep out, or "all"; read when a `Krunch` is made."""

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from krunch_plugins.compression.efficiency import RequestEfficiency
     from krunch_plugins.conversations import Conversation
-    from krunch_plugins.exchange import Message
     from krunch_plugins.krunch import Krunch
     from krunch_plugins.tokens import Tokenizer
+    from krunch_plugins.turns import Message
 
 CACHE_READ = 0.1
 CACHE_WRITE = 1.25

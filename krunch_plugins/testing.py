@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from krunch_plugins.exchange import Turn
 from krunch_plugins.storage.store import ConversationStore
+from krunch_plugins.turns import Turn
 
 if TYPE_CHECKING:
     from pathlib import Path

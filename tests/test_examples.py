@@ -22,7 +22,7 @@ from krunch_plugins import Exchange, Krunch, RequestRefused, Settings, hookimpl,
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from krunch_plugins.exchange import Message
+    from krunch_plugins.turns import Message
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 MODEL = "gpt-4o"

@@ -15,7 +15,7 @@ from krunch_plugins import Exchange, Krunch, Problem, Reply, RequestRefused, Set
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from krunch_plugins.exchange import Message
+    from krunch_plugins.turns import Message
 
 MODEL = "gpt-4o"
 WORDS = ("early", "late", "yesterday", "again", "as ever", "alas", "today", "twice")

@@ -29,7 +29,7 @@ from krunch_plugins.plugins import Plugins
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from krunch_plugins.exchange import EvictReason
+    from krunch_plugins.turns import EvictReason
 
 PAGE = Path(__file__).parent.parent / "docs" / "hooks.md"
 

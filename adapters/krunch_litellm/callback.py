@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from litellm.integrations.custom_logger import CustomLogger
 
-from krunch_litellm.calls import default_krunch, fail_open, serving
+from krunch_litellm.calls import fail_open, serving
 from krunch_litellm.replies import afinish, is_whole, refused
 from krunch_litellm.requests import ChatRequest, SentMessages
-from krunch_plugins import Krunch, RequestRefused
+from krunch_plugins import Krunch, RequestRefused, default_krunch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

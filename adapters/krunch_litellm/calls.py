@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import litellm
 
 from krunch_litellm.replies import ExpandedStream, afinish, finish, is_stream, is_whole
 from krunch_litellm.requests import ChatRequest, SentMessages, named
-from krunch_plugins import Krunch, RequestRefused
+from krunch_plugins import Krunch, RequestRefused, default_krunch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -24,18 +23,6 @@ serving: ContextVar[SentMessages | None] = ContextVar("krunch_litellm_serving", 
 
 _OUTSIDE = object()
 """Who expands the reply: the code around the call, not a callback."""
-
-_default: Krunch | None = None
-_default_lock = threading.Lock()
-
-
-def default_krunch() -> Krunch:
-    """The `Krunch` of everyone who brings none: one a process, made at first use, with settings from `KRUNCH_*`."""
-    global _default  # noqa: PLW0603 - one a process is the point
-    with _default_lock:
-        if _default is None:
-            _default = Krunch()
-        return _default
 
 
 def completion(*args: Any, krunch: Krunch | None = None, **kwargs: Any) -> Any:  # noqa: ANN401 - LiteLLM's own

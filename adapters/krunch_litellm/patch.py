@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import litellm
 
 from krunch_litellm.callback import KrunchCallback
-from krunch_litellm.calls import aserve, default_krunch, serve
+from krunch_litellm.calls import aserve, serve
+from krunch_plugins import default_krunch
 
 if TYPE_CHECKING:
     from collections.abc import Callable

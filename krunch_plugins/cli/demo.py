@@ -24,9 +24,9 @@ from krunch_plugins.upstream import Answer, ToolCall, Upstream
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from krunch_plugins.exchange import Message
     from krunch_plugins.krunch import Krunch
     from krunch_plugins.settings import Settings
+    from krunch_plugins.turns import Message
 
 MODEL = "gpt-4o"
 

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
     from krunch_plugins.compression.dictionary import Dictionary
     from krunch_plugins.compression.segments import Segment
-    from krunch_plugins.exchange import Exchange, Message, MessageReport
+    from krunch_plugins.exchange import Exchange, MessageReport
     from krunch_plugins.settings import Profile
+    from krunch_plugins.turns import Message
 
 _HIGHLIGHT = "bold magenta"
 _PART = 100

@@ -21,8 +21,9 @@ from krunch_plugins.exchange import Cost
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from krunch_plugins.exchange import Message, MessageReport
+    from krunch_plugins.exchange import MessageReport
     from krunch_plugins.settings import Rebase, Settings
+    from krunch_plugins.turns import Message
 
 CACHE_TABLES_DATE = "2026-11-21"
 """When the two tables below were last compared with what the providers say."""

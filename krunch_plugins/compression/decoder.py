@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from krunch_plugins.compression.dictionary import Definition
     from krunch_plugins.compression.segments import Segment
-    from krunch_plugins.exchange import Message
+    from krunch_plugins.turns import Message
 
 
 def read(sent: str, dictionary: Dictionary, known: int) -> tuple[list[Segment], list[Definition]]:

@@ -31,7 +31,7 @@ from krunch_plugins.compression.phrases import (
 from krunch_plugins.compression.segments import LETTERS, Mark, Symbol, merge, numbered
 from krunch_plugins.compression.shapes import Shape
 from krunch_plugins.compression.templates import Template
-from krunch_plugins.exchange import Message, MessageReport, Reason
+from krunch_plugins.exchange import MessageReport, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from krunch_plugins.compression.segments import Segment
     from krunch_plugins.settings import CacheFloor, EfficiencySettings, Profile
     from krunch_plugins.tokens import Tokenizer
+    from krunch_plugins.turns import Message
 
 log = logging.getLogger("krunch")
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 
     from krunch_plugins.compression.dictionary import Definition, View
-    from krunch_plugins.exchange import Message
+    from krunch_plugins.turns import Message
 
 INSTRUCTIONS = {
     "phrase": f"{MARK}N=text{MARK} defines {MARK}N.\n",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from krunch_plugins.compression.encoder import EncodedMessage
-    from krunch_plugins.exchange import Message
+    from krunch_plugins.turns import Message
 
 Key = bytes
 

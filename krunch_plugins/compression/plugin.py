@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from krunch_plugins.compression.statistics import SessionStats, Stats
-    from krunch_plugins.exchange import Exchange, MemoStore, Message, Reason, Reply, Report
+    from krunch_plugins.exchange import Exchange, Reason, Reply, Report
     from krunch_plugins.settings import Rebase, Settings
     from krunch_plugins.tokens import Tokenizer
+    from krunch_plugins.turns import MemoStore, Message
 
 log = logging.getLogger("krunch")
 

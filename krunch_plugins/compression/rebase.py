@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from krunch_plugins.compression.dictionary import Definition
     from krunch_plugins.compression.encoder import Encoder
     from krunch_plugins.compression.memo import Key
-    from krunch_plugins.exchange import MemoStore, Message
+    from krunch_plugins.turns import MemoStore, Message
 
 log = logging.getLogger("krunch")
 

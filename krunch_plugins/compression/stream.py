@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from krunch_plugins.compression.windows import Window
-    from krunch_plugins.exchange import Message
+    from krunch_plugins.turns import Message
 
 TEXT_FIELDS = ("content", "refusal", "reasoning_content", "reasoning")
 """The fields of a message or delta that hold the model's text."""

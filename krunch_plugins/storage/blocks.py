@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from krunch_plugins.errors import NotStorable
-from krunch_plugins.exchange import Turn
+from krunch_plugins.turns import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

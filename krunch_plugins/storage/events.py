@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from krunch_plugins.exchange import TurnEvent
 from krunch_plugins.storage.blocks import to_text
 from krunch_plugins.storage.records import (
     APPEND,
@@ -20,9 +19,10 @@ from krunch_plugins.storage.records import (
     Tenant,
     listing,
 )
+from krunch_plugins.turns import TurnEvent
 
 if TYPE_CHECKING:
-    from krunch_plugins.exchange import EventKind
+    from krunch_plugins.turns import EventKind
 
 _TAIL = 32
 """Events that a tenant's record holds, which each append rewrites; a full tail becomes a page."""

@@ -8,12 +8,12 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from krunch_plugins.exchange import Turn
+from krunch_plugins.turns import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from krunch_plugins.exchange import EvictReason
+    from krunch_plugins.turns import EvictReason
 
 _TURN_OVERHEAD = 700
 """Bytes that a turn takes in RAM beside its text: the objects around it (measured with tracemalloc)."""

@@ -34,8 +34,8 @@ from krunch_plugins.storage.records import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from krunch_plugins.exchange import Turn
     from krunch_plugins.storage.cold import ColdTier
+    from krunch_plugins.turns import Turn
 
 T = TypeVar("T")
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from krunch_plugins.errors import StoreError
-from krunch_plugins.exchange import Problem, Turn
+from krunch_plugins.exchange import Problem
 from krunch_plugins.hookspecs import hookimpl
 from krunch_plugins.storage.recorder import Digest, compare, digest
+from krunch_plugins.turns import Turn
 
 if TYPE_CHECKING:
     from krunch_plugins.exchange import Exchange, Reply
@@ -96,10 +97,11 @@ class StoragePlugin:
         """Append what is not recorded, unless somebody else appended first."""
         assert exchange.session is not None
         new, answer_is_new = compare((recorder.view, recorder.digests), sent, answer)
-        turns = [Turn(0, exchange.original[index], self._store.now()) for index in new]
+        kept = exchange.turn_metadata or [None] * len(sent)
+        turns = [Turn(0, exchange.original[index], self._store.now(), None, kept[index] or {}) for index in new]
         digests = [sent[index] for index in new]
         if answer is not None and answer_is_new:
-            metadata = {"model": exchange.model} | ({"partial": True} if reply.partial else {})
+            metadata = {"model": exchange.model, **({"partial": True} if reply.partial else {}), **reply.metadata}
             turns.append(Turn(0, reply.message, self._store.now(), None, metadata))
             digests.append(answer)
         if turns:

@@ -6,14 +6,15 @@ import json
 import threading
 from typing import TYPE_CHECKING, Any
 
-from krunch_plugins.exchange import Turn
 from krunch_plugins.storage.hot import RamTier
+from krunch_plugins.turns import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from krunch_plugins.exchange import EvictReason, Exchange, Reply
+    from krunch_plugins.exchange import Exchange, Reply
     from krunch_plugins.storage.hot import Leaving
+    from krunch_plugins.turns import EvictReason
 
     Listener = Callable[[str, list[Turn], EvictReason, str | None], object]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from krunch_plugins.exchange import Message
+    from krunch_plugins.turns import Message
 
 Digest = bytes
 

@@ -9,8 +9,8 @@ from krunch_plugins.storage.blocks import from_json, to_text
 from krunch_plugins.storage.records import tenant_text
 
 if TYPE_CHECKING:
-    from krunch_plugins.exchange import EvictReason
     from krunch_plugins.storage.records import Profile, Session
+    from krunch_plugins.turns import EvictReason
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from krunch_plugins.exchange import Message, Turn, TurnEvent
     from krunch_plugins.storage.codecs import CodecName
     from krunch_plugins.storage.cold import ColdTier, Durability
     from krunch_plugins.storage.hot import HotTier
     from krunch_plugins.storage.ledger import Ledger
     from krunch_plugins.storage.reports import CheckReport, StoreStats
     from krunch_plugins.storage.tiers import EvictListener
+    from krunch_plugins.turns import Message, Turn, TurnEvent
 
 _EXPORTED_AT_ONCE = 256
 

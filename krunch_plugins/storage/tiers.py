@@ -19,10 +19,10 @@ from krunch_plugins.storage.upkeep import Upkeep
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from krunch_plugins.exchange import EvictReason, Turn
     from krunch_plugins.storage.hot import HotTier, Leaving
     from krunch_plugins.storage.ledger import Ledger
     from krunch_plugins.storage.opening import Opened
+    from krunch_plugins.turns import EvictReason, Turn
 
     EvictListener = Callable[[str, Sequence[Turn], EvictReason, str | None], object]
 

@@ -8,8 +8,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from krunch_plugins.errors import SessionExists
-from krunch_plugins.exchange import Turn
 from krunch_plugins.storage.blocks import from_json, make_turn, to_bytes, to_json
+from krunch_plugins.turns import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -9,8 +9,8 @@ from krunch_plugins import Krunch, Settings, restore
 
 if TYPE_CHECKING:
     from krunch_plugins import Exchange
-    from krunch_plugins.exchange import Message
     from krunch_plugins.settings import CacheFloor
+    from krunch_plugins.turns import Message
 
 MODEL = "gpt-4o"  # caches prefixes of 1,024 tokens or more
 

@@ -22,7 +22,7 @@ from krunch_plugins.compression.cost import (
 
 if TYPE_CHECKING:
     from krunch_plugins import Exchange
-    from krunch_plugins.exchange import Message
+    from krunch_plugins.turns import Message
 
 OWN = {"house-model": {"input": 4.0, "output": 8.0, "cache_read": 0.4, "cache_write": 5.0}}
 ANTHROPIC = Price(1.0, 5.0, 0.1, 1.25, "settings")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from krunch_plugins import Exchange, MessageReport
-    from krunch_plugins.exchange import Message
+    from krunch_plugins.turns import Message
 
 MODEL = "gpt-4o"
 

@@ -13,7 +13,7 @@ from krunch_plugins import Krunch, MemoryStore, Settings, restore
 from krunch_plugins.conversations import demo_conversations
 
 if TYPE_CHECKING:
-    from krunch_plugins.exchange import Message
+    from krunch_plugins.turns import Message
 
 MODEL = "gpt-4o"  # forgets after an hour at most
 

@@ -11,7 +11,7 @@ from texts import rich
 from krunch_plugins import Krunch, Settings
 
 if TYPE_CHECKING:
-    from krunch_plugins.exchange import Message
+    from krunch_plugins.turns import Message
 
 MODEL = "gpt-4o"
 

@@ -19,7 +19,7 @@ from krunch_plugins.compression.stream import ChunkExpander, expand_message
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from krunch_plugins.exchange import Message
+    from krunch_plugins.turns import Message
 
 SYMBOLS = {
     f"{MARK}1": "ONE",

@@ -1,0 +1,73 @@
+"""A streamed reply: what expands it, and when the hooks run on it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from krunch_plugins.exchange import Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from krunch_plugins.compression.stream import ChunkExpander
+    from krunch_plugins.exchange import Exchange
+    from krunch_plugins.plugins import Plugins
+
+
+class StreamedReply:
+    """A streamed reply: expands the chunks, and at the end runs the hooks, once per choice, on what was assembled."""
+
+    __slots__ = ("_chunks", "_counted", "_ended", "_exchange", "_may_wait", "_plugins")
+
+    def __init__(
+        self, plugins: Plugins, exchange: Exchange, chunks: ChunkExpander, may_wait: Callable[[], bool]
+    ) -> None:
+        self._plugins, self._exchange, self._chunks, self._may_wait = plugins, exchange, chunks, may_wait
+        self._ended = False
+        self._counted = 0
+
+    def feed(self, chunk: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Take one chunk; give back what can be handed on. A chunk that cannot be read passes as it came."""
+        try:
+            out = self._chunks.feed(chunk)
+        except Exception as error:  # noqa: BLE001 - whatever a provider sends, the stream goes on
+            self._plugins.note(self._exchange, "compression", "stream", error)
+            out = [dict(chunk)]
+        self._count()
+        return out
+
+    def flush(self, *, partial: bool = False, metadata: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """End the stream: what was held back; the hooks run."""
+        if self._ended:
+            return []
+        rest = self._end()
+        self._run_hooks(partial=partial, metadata=metadata)
+        return rest
+
+    async def aflush(self, *, partial: bool = False, metadata: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """`flush`, with the hooks in a worker thread when the reply is recorded on disk or outside plugins see it."""
+        if self._ended:
+            return []
+        rest = self._end()
+        if self._may_wait():  # asked at the end: plugins come and go while a stream runs
+            await asyncio.to_thread(self._run_hooks, partial=partial, metadata=metadata)
+        else:
+            self._run_hooks(partial=partial, metadata=metadata)
+        return rest
+
+    def _end(self) -> list[dict[str, Any]]:
+        self._ended = True
+        rest = self._chunks.flush()
+        self._count()
+        return rest
+
+    def _count(self) -> None:
+        expanded = self._chunks.expanded
+        self._exchange.report.symbols_expanded += expanded - self._counted
+        self._counted = expanded
+
+    def _run_hooks(self, *, partial: bool, metadata: Mapping[str, Any] | None) -> None:
+        for choice, message in self._chunks.assembled():
+            reply = Reply(message, choice, streamed=True, partial=partial, expanded=True, metadata=metadata or {})
+            self._plugins.post_response(self._exchange, reply, refusable=False)
