@@ -1,0 +1,1 @@
+"""Recall: old turns found again."""
