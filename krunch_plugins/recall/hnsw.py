@@ -10,7 +10,6 @@ import hashlib
 import os
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import hnswlib
@@ -20,6 +19,8 @@ from krunch_plugins.recall.locks import ReadWriteLock
 from krunch_plugins.recall.vectors import asked, cosines, incoming, nearest, nothing, room
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import ArrayLike, NDArray
 
     Ids = NDArray[np.int64]
@@ -92,10 +93,10 @@ class HnswIndex:
         if graph.get_current_count() != noted.count or graph.index_file_size() != noted.size:
             return None
         graph.set_num_threads(_THREADS)
-        index._graph, index._count = graph, noted.count  # noqa: SLF001 - its own class
+        index._graph, index._count = graph, noted.count
         ids = np.asarray(graph.get_ids_list(), dtype=np.int64)
-        index._there = np.zeros(int(ids.max(initial=0)) + 1024, dtype=np.bool_)  # noqa: SLF001
-        index._there[ids] = True  # noqa: SLF001
+        index._there = np.zeros(int(ids.max(initial=0)) + 1024, dtype=np.bool_)
+        index._there[ids] = True
         return index
 
     def save(self, path: Path) -> GraphFile:

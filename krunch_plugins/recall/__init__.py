@@ -1,1 +1,0 @@
-"""Recall: old turns found again."""
