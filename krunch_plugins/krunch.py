@@ -360,10 +360,9 @@ class Krunch:
         return self.store is not None or outside("post_response") or outside("on_evict")
 
     def _is_large(self, messages: Iterable[Message]) -> bool:
-        limit = self.settings.large_request
-        characters = 0
+        limit, total = self.settings.large_request, 0
         for message in messages:
-            characters += characters(message)
-            if characters > limit:
+            total += characters(message)
+            if total > limit:
                 return True
         return False
