@@ -10,7 +10,7 @@ import numpy as np
 from krunch_plugins.recall.vectors import room
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from numpy.typing import NDArray
 
@@ -104,10 +104,11 @@ class Catalogue:
         position = int(self._session[row])
         return None if position == _GONE else Place(self._names[position][1], int(self._number[row]))
 
-    def with_digest(self, digests: list[int]) -> dict[int, int]:
-        """For each of these digests that turns here have, the id of one of them."""
+    def with_digest(self, digests: list[int], without: Collection[int] = ()) -> dict[int, int]:
+        """For each of these digests that turns here have, the id of one of them that is not in `without`."""
         used = self._digest[: self._count]
         rows = np.flatnonzero(np.isin(used, digests) & (self._session[: self._count] != _GONE))
+        rows = rows[~np.isin(rows, list(without))]
         return dict(zip(used[rows].tolist(), rows.tolist(), strict=True))
 
     def matching(self, query: SearchQuery) -> Ids | None:

@@ -66,9 +66,8 @@ class EmbeddingPages:
         """
         found: dict[int, tuple[int, NDArray[np.float32]]] = {}
         for page in range(numbers.start // PAGE, -(-numbers.stop // PAGE)):
-            for number, kept in self._page(tenant, session, page).items():
-                if number in numbers:
-                    found[number] = kept
+            kept = self._page(tenant, session, page)
+            found |= {number: entry for number, entry in kept.items() if number in numbers}
         return found
 
     def write(
@@ -79,7 +78,7 @@ class EmbeddingPages:
         embeddings: Mapping[int, tuple[int, NDArray[np.float32]]],
         first: int = 0,
     ) -> None:
-        """Keep embeddings by the number of their turn, beside those that are there. A session that is gone is left gone.
+        """Keep embeddings by the number of their turn, beside those there are. A session that is gone stays gone.
 
         Args:
             tenant: whose session.

@@ -35,7 +35,6 @@ CANDIDATES = 320
 _AT_ONCE = 64
 """Vectors that go in while searches wait."""
 _SUBSET_AT_ONCE = 8192
-_DELETED_AT_MOST = 0.2
 _THREADS = max(1, (os.cpu_count() or 1) // 2)
 """Threads that build: not all, because the program that we are part of has work of its own."""
 
@@ -59,8 +58,8 @@ class HnswIndex:
     """A `VectorIndex` over hnswlib.
 
     - A filtered search is exact: the vectors of the subset are compared one by one.
-    - Deleted vectors are marks in the graph. When a fifth is marked, and before the graph is saved, it is built anew
-      from the others, while searches go on in the old one.
+    - Removed vectors are marks in the graph until `compact` builds it anew from the others, while searches go on in the
+      old one.
 
     Args:
         dimension: length of each vector.
@@ -100,7 +99,7 @@ class HnswIndex:
         return index
 
     def save(self, path: Path) -> GraphFile:
-        """Write the graph to a file, which must not be in use yet; searches wait meanwhile.
+        """Write the graph to a file, which must not be in use yet, without what is marked; searches wait meanwhile.
 
         Raises:
             OSError: not all of it was written. hnswlib says nothing when the disk is full.
@@ -136,10 +135,7 @@ class HnswIndex:
     def remove(self, ids: ArrayLike) -> int:
         """Take vectors out; see `VectorIndex`."""
         with self._changing:
-            removed = self._mark(np.unique(np.asarray(ids, dtype=np.int64).reshape(-1)))
-            if len(self._marked) > max(1024, _DELETED_AT_MOST * self._graph.get_current_count()):
-                self._compact()
-            return removed
+            return self._mark(np.unique(np.asarray(ids, dtype=np.int64).reshape(-1)))
 
     def search(self, query: ArrayLike, k: int, subset: ArrayLike | None = None) -> tuple[Ids, Floats]:
         """The nearest vectors; see `VectorIndex`."""
@@ -163,6 +159,17 @@ class HnswIndex:
         with self._lock.reading():
             keys = self._present(ids)
             return keys, self._vectors(keys)
+
+    @property
+    def marked(self) -> int:
+        """How many removed vectors are still in memory."""
+        return len(self._marked)
+
+    def compact(self) -> None:
+        """Build the graph anew without what is marked. As slow as building it."""
+        with self._changing:
+            if self._marked:
+                self._compact()
 
     def ids(self) -> Ids:
         """All ids, ascending."""

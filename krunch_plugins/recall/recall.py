@@ -100,10 +100,13 @@ def _passes(query: SearchQuery, hit: SearchHit) -> bool:
 
 def _voices(names: frozenset[str], store: TurnStore, files: IndexFiles, embedder: Embedder | None) -> dict[str, Voice]:
     """The voices that the settings ask for."""
-    del embedder  # the vectors take it
     voices: dict[str, Voice] = {}
     if "words" in names:
         from krunch_plugins.recall.words import Words
 
         voices["words"] = Words(store, files)
+    if "vectors" in names:
+        from krunch_plugins.recall.vector_search import Vectors
+
+        voices["vectors"] = Vectors(store, files, embedder)
     return voices

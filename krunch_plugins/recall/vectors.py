@@ -35,6 +35,7 @@ SLOW_FROM = 100_000
 _FIRST_ROWS = 64
 _Kind = TypeVar("_Kind", bound=np.generic)
 _BUILT_AT_ONCE = 1024
+_MARKED_AT_MOST = 0.2
 
 
 class VectorIndex(Protocol):
@@ -201,6 +202,22 @@ class AdaptiveIndex:
     def graph(self) -> HnswIndex | None:
         """The graph, if the index is one by now."""
         return None if isinstance(self._index, ExactIndex) else self._index
+
+    @property
+    def marked(self) -> int:
+        """How many removed vectors are still in memory, and would be in a file; `compact` removes them."""
+        return 0 if isinstance(self._index, ExactIndex) else self._index.marked
+
+    @property
+    def worn(self) -> bool:
+        """So many are marked that searches suffer."""
+        return self.marked > max(_MARKED_AT_MOST * len(self), _BUILT_AT_ONCE)
+
+    def compact(self) -> None:
+        """Build the graph anew without what is marked, while searches go on; as slow as building it."""
+        with self._changing:
+            if not isinstance(self._index, ExactIndex):
+                self._index.compact()
 
     def adopt(self, graph: HnswIndex) -> None:
         """Take a graph that was loaded from a file as what this index holds."""
