@@ -153,6 +153,11 @@ def words(text: str) -> Iterator[str]:
             yield word[start:][:_LONGEST_WORD]
 
 
+def idf(word: str) -> float:
+    """How rare a word is in general: log of all texts over those with it, from about 0 to 8.5."""
+    return float(_idf()[_bucket(_hash("w" + word))])
+
+
 def buckets(word: str) -> list[int]:
     """The buckets of a word and its n-grams in the table of document frequencies."""
     return [_bucket(_hash(feature)) for feature, _ in _spellings(word)]

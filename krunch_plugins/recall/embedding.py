@@ -76,7 +76,7 @@ def _checked(embedder: Embedder, texts: Sequence[str]) -> list[Vector | None]:
         raise ValueError(f"embedder {embedder.name!r} gave the shape {found.shape} for {len(texts)} texts")
     if found.shape[1] != embedder.dimension:
         raise WrongDimension(embedder.dimension, found.shape[1], f"embedder {embedder.name!r}")
-    finite = np.isfinite(found).all(axis=1)
+    finite = np.asarray(np.isfinite(found).all(axis=1))
     vectors = rounded(unit(np.where(finite[:, None], found, np.float32(0))))
     return [vector if good else None for vector, good in zip(vectors, finite.tolist(), strict=True)]
 

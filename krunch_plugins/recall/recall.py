@@ -105,8 +105,14 @@ def _voices(names: frozenset[str], store: TurnStore, files: IndexFiles, embedder
         from krunch_plugins.recall.words import Words
 
         voices["words"] = Words(store, files)
-    if "vectors" in names:
+    if names & {"vectors", "topics"}:
         from krunch_plugins.recall.vector_search import Vectors
 
-        voices["vectors"] = Vectors(store, files, embedder)
+        vectors = Vectors(store, files, embedder)
+        if "vectors" in names:
+            voices["vectors"] = vectors
+        if "topics" in names:
+            from krunch_plugins.recall.topic_search import Topics
+
+            voices["topics"] = Topics(vectors, owner="vectors" not in names)
     return voices

@@ -47,8 +47,15 @@ class VectorStats(NamedTuple):
     missing: str | None
 
 
-class _Model:
-    """An embedder, the index of its vectors, and what keeps that in step with the store."""
+class Model:
+    """An embedder, the index of its vectors, and what keeps that in step with the store.
+
+    Attributes:
+        embedder: the embedder.
+        index: the vectors of all turns.
+        queries: the vectors of what is searched for.
+        follower: keeps the index in step.
+    """
 
     def __init__(self, store: TurnStore, files: IndexFiles, embedder: Embedder, exact_up_to: int) -> None:
         self.embedder = embedder
@@ -57,7 +64,7 @@ class _Model:
         self.follower = Follower(store, self.index, "vectors")
 
 
-def _frozen(model: _Model) -> _Model:
+def _frozen(model: Model) -> Model:
     """The model, which answers searches with what it has and takes in nothing more."""
     model.index.freeze()
     model.follower.close()
@@ -86,15 +93,15 @@ class Vectors:
     ) -> None:
         self._store, self._files, self._exact_up_to = store, files, exact_up_to
         self._lock = threading.Lock()
-        self._model = _Model(store, files, embedder or HashingEmbedder(), exact_up_to)
-        self._before: _Model | None = None
+        self._model = Model(store, files, embedder or HashingEmbedder(), exact_up_to)
+        self._before: Model | None = None
         self._asked: dict[str | None, float] = {}
         if not isinstance(self._model.embedder, HashingEmbedder):
-            self._before = _frozen(_Model(store, files, HashingEmbedder(), exact_up_to))
+            self._before = _frozen(Model(store, files, HashingEmbedder(), exact_up_to))
 
     def search(self, query: SearchQuery) -> Sequence[SearchHit]:
         """The nearest turns first, as far as they have any nearness; exact on what the query's filters leave."""
-        model = self._answering(query.tenant)
+        model = self.answering(query.tenant)
         space = model.index.space(query.tenant)
         with space.lock:
             rows = space.catalogue.matching(query)
@@ -111,7 +118,7 @@ class Vectors:
 
     def version(self, tenant: str | None) -> Hashable:
         """Differs from before when the same query may have another answer."""
-        model = self._answering(tenant)
+        model = self.answering(tenant)
         return model.embedder.name, model.index.space(tenant).changes
 
     def flush(self, timeout: float | None = None) -> bool:
@@ -140,7 +147,7 @@ class Vectors:
         with self._lock:
             if embedder.name == self._model.embedder.name:
                 return
-            self._before, self._model = self._model, _Model(self._store, self._files, embedder, self._exact_up_to)
+            self._before, self._model = self._model, Model(self._store, self._files, embedder, self._exact_up_to)
             self._asked.clear()
             before = self._before
         _frozen(before)
@@ -160,7 +167,7 @@ class Vectors:
             space.vectors.missing,
         )
 
-    def _answering(self, tenant: str | None) -> _Model:
+    def answering(self, tenant: str | None) -> Model:
         """The model whose vectors answer a tenant's searches; has the background look for news now and then."""
         with self._lock:
             model, before = self._model, self._before
