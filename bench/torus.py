@@ -28,7 +28,7 @@ def main() -> None:
     """Print the table."""
     print("grid           step")
     for size, steps in SIZES:
-        print(f"{size:5} × {size:<5} {1e6 * step_time(size, steps):9,.1f} µs")
+        print(f"{size:5} x {size:<5} {1e6 * step_time(size, steps):9,.1f} µs")
 
 
 if __name__ == "__main__":

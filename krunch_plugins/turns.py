@@ -191,7 +191,9 @@ class TurnStore(TurnLog, StateStore, Protocol):
 class Embedder(Protocol):
     """Turns texts into vectors. Near meanings should get near vectors (by cosine).
 
-    Called in batches, from a background thread and from the thread of a search, possibly at the same time.
+    Called in batches, from a background thread and from the thread of a search, possibly at the same time. It may also
+    have `batch_size`, how many texts it likes in a call, and `embed_query(text)`, which gives the vector of a query,
+    shape (dimension,), where that is not made as a document's is.
 
     Attributes:
         name: names the model for good; vectors of another name are never compared with these.

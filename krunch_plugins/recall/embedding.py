@@ -74,6 +74,11 @@ def _checked(embedder: Embedder, texts: Sequence[str]) -> list[Vector | None]:
     found = np.asarray(embedder.embed(texts), dtype=np.float32)
     if found.ndim != 2 or len(found) != len(texts):  # noqa: PLR2004 - rows of vectors
         raise ValueError(f"embedder {embedder.name!r} gave the shape {found.shape} for {len(texts)} texts")
+    return _as_kept(embedder, found)
+
+
+def _as_kept(embedder: Embedder, found: Vector) -> list[Vector | None]:
+    """Vectors of length 1 in the precision that they are stored in; None for those with NaN or infinite values."""
     if found.shape[1] != embedder.dimension:
         raise WrongDimension(embedder.dimension, found.shape[1], f"embedder {embedder.name!r}")
     finite = np.asarray(np.isfinite(found).all(axis=1))
@@ -108,7 +113,7 @@ class QueryVectors:
             if self._clock() < self._not_before:
                 return None
         try:
-            found = _checked(self._embedder, [text])[0]
+            found = self._embed(text)
         except Exception as error:  # noqa: BLE001 - an outside service may raise anything, and the other voices answer
             with self._lock:
                 self._failures += 1
@@ -126,3 +131,10 @@ class QueryVectors:
                 if len(self._kept) > _QUERIES:
                     self._kept.popitem(last=False)
         return found
+
+    def _embed(self, text: str) -> Vector | None:
+        """By the embedder's `embed_query`, if it has one: some models embed questions in another way than documents."""
+        special = getattr(self._embedder, "embed_query", None)
+        if special is None:
+            return _checked(self._embedder, [text])[0]
+        return _as_kept(self._embedder, np.asarray(special(text), dtype=np.float32).reshape(1, -1))[0]

@@ -194,12 +194,13 @@ class SessionTopics:
 
 
 def _name(texts: Sequence[str], everything: Sequence[str]) -> str:
-    """The words that tell these texts from the others and from common language."""
+    """The words that tell these texts from the others and from common language, and that several of them share."""
     inside, all_texts = _frequencies(texts), _frequencies(everything)
+    least = min(len(texts), max(2, len(texts) // 4))
     scores = {
         word: count * idf(word) * count / all_texts[word]
         for word, count in inside.items()
-        if len(word) > 2 and not word.isdigit() and idf(word) >= _COMMON  # noqa: PLR2004 - no word to name a thing by
+        if count >= least and len(word) > 2 and not word.isdigit() and idf(word) >= _COMMON  # noqa: PLR2004 - telling
     }
     best = sorted(scores, key=lambda word: (-scores[word], word))[:_NAME_WORDS]
     return ", ".join(best) or "…"
