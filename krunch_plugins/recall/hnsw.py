@@ -165,6 +165,12 @@ class HnswIndex:
         """How many removed vectors are still in memory."""
         return len(self._marked)
 
+    @property
+    def bytes(self) -> int:
+        """What its file takes, and about what it takes in memory."""
+        with self._lock.writing():
+            return int(self._graph.index_file_size())
+
     def compact(self) -> None:
         """Build the graph anew without what is marked. As slow as building it."""
         with self._changing:
