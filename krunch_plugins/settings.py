@@ -94,6 +94,11 @@ class RecallSettings(BaseModel):
     depth: int = Field(
         default=50, ge=1, description="Hits that each search plugin is asked for at least, before they are fused."
     )
+    wait_seconds: float = Field(
+        default=30.0,
+        ge=0,
+        description="Seconds that a search waits while the index of words is built; then it answers with what is there.",
+    )
     cached_queries: int = Field(
         default=1024, ge=0, description="Answers that are remembered until something is appended. 0: none."
     )
