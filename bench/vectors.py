@@ -70,7 +70,7 @@ def lines_of(folder: Path) -> list[str]:
             for conversation in map(json.loads, conversations):
                 for message in conversation.get("messages", ()):
                     lines |= dict.fromkeys(line for line in text_of(message).split("\n") if len(line) > 30)  # noqa: PLR2004
-    found_lines = list(lines)
+    found_lines = [line for line in lines if any(words(line))]
     return [found_lines[at] for at in np.random.default_rng(0).permutation(len(found_lines))]
 
 
