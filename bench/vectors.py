@@ -84,7 +84,7 @@ def samples(size: int, dimension: int, lines: list[str]) -> tuple[Floats, Floats
     hashing = HashingEmbedder(dimension)
     asked = [lines[at].split() for at in random.integers(size, size=QUERIES)]
     parts = [" ".join(random.permutation(one)[: max(1, len(one) * 2 // 3)].tolist()) for one in asked]
-    return hashing.embed(lines[:size]), hashing.embed(parts)
+    return hashing.embed(lines[:size]), hashing.embed([part for part in parts if any(words(part))])
 
 
 def speed(sizes: Sequence[int], dimension: int, lines: list[str]) -> None:
