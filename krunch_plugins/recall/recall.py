@@ -107,5 +107,5 @@ def _voices(
     if "words" in settings.voices:
         from krunch_plugins.recall.words import Words
 
-        voices["words"] = Words(store, files, settings.wait_seconds)
+        voices["words"] = Words(store, files, settings)
     return voices
