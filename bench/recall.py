@@ -3,8 +3,8 @@
     python bench/recall.py quality CORPUS    share of evidence found, by set and category, with and without each part
     python bench/recall.py speed             100,000 turns in 1,000 sessions: indexing, appending, searching
 
-CORPUS is a folder with pairs of files NAME.jsonl and NAME_qa.jsonl, as the corpus has them; bench/data has questions about
-the conversations of `chat.jsonl`. What else there is, see recall_sets.py.
+CORPUS is a folder with pairs of files NAME.jsonl and NAME_qa.jsonl, as the corpus has them; bench/data has questions
+about the conversations of `chat.jsonl`. What else there is, see recall_sets.py.
 """
 
 from __future__ import annotations
@@ -153,9 +153,8 @@ def _report(what: str, calls: Sequence[Callable[[], object]]) -> None:
     spent.sort()
     waited.sort()
     middle, late = len(calls) // 2, int(len(calls) * 0.95)
-    print(
-        f"{what:26} p50 {spent[middle]:7.2f} ms  p95 {spent[late]:7.2f} ms CPU   (clock {waited[middle]:.2f}, {waited[late]:.2f})"
-    )
+    cpu = f"{what:26} p50 {spent[middle]:7.2f} ms  p95 {spent[late]:7.2f} ms CPU"
+    print(f"{cpu}   (clock {waited[middle]:.2f}, {waited[late]:.2f})")
 
 
 def main() -> None:
