@@ -75,6 +75,10 @@ class EfficiencySettings(BaseModel):
     force_compression: bool = Field(default=False, description="Buy new entries whatever they save.")
 
 
+WEIGHTS = {"words": 1.0, "vectors": 0.2, "topics": 0.1}
+"""What Krunch's own search plugins count in the fusion; see docs/recall.md for how they were chosen."""
+
+
 class RecallSettings(BaseModel):
     """How old turns are found again. Part of `Settings`."""
 
@@ -85,8 +89,13 @@ class RecallSettings(BaseModel):
         description="What searches the history: words (BM25), vectors (embeddings), topics (warm places of the torus).",
     )
     weights: dict[str, float] = Field(
-        default={},
-        description="How much a search plugin counts in the fusion, by its name; those that are not named count 1.",
+        default=WEIGHTS,
+        description="What a search plugin counts in the fusion, by its name; an outside one that is not named counts 1.",
+    )
+    window_weight: float = Field(
+        default=1.0,
+        ge=0,
+        description="What the words around a turn count beside its own: two turns before, one after. 0: nothing.",
     )
     rank_constant: float = Field(
         default=60.0, gt=0, description="Of the reciprocal-rank fusion: the higher, the less first ranks stand out."
@@ -97,7 +106,7 @@ class RecallSettings(BaseModel):
     wait_seconds: float = Field(
         default=30.0,
         ge=0,
-        description="Seconds that a search waits while the index of words is built; then it answers with what is there.",
+        description="Seconds that a search waits while the index of words is built; then it uses what is there.",
     )
     cached_queries: int = Field(
         default=1024, ge=0, description="Answers that are remembered until something is appended. 0: none."

@@ -39,7 +39,7 @@ _OPEN: weakref.WeakSet[IndexDatabase] = weakref.WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    """Settle what nobody closed: with its last connection SQLite would move the log into the file, and write no digest."""
+    """Settle what nobody closed: SQLite would move the log into the file at the end, and write no digest."""
     for database in list(_OPEN):
         with contextlib.suppress(Exception):
             database.close()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from krunch_plugins.recall import terms
+from krunch_plugins.recall import word_terms as terms
 from krunch_plugins.recall.word_index import LENGTH_BITS, slot_of, span
 
 if TYPE_CHECKING:
@@ -19,11 +19,9 @@ if TYPE_CHECKING:
 
 BEFORE, AFTER = 2, 1
 """Turns of a window before and after the one that it stands for. What a turn means stands partly in its neighbours."""
-WINDOW_WEIGHT = 1.0
-"""What a window's score counts beside the turn's own."""
 FADE = 0.8
-"""What a turn's score is multiplied with for each doubling of its length beyond `SHORT` terms: long ones match by chance
-more often than BM25 allows for."""
+"""What a turn's score is multiplied with for each doubling of its length beyond `SHORT` terms: long turns match by
+chance more often than BM25 allows for."""
 SATURATION = 1.2
 """BM25's k1 for windows, as SQLite has it for turns."""
 ROWS = 8000
@@ -47,8 +45,14 @@ class Scored(NamedTuple):
     score: float
 
 
-def rank(connection: sqlite3.Connection, query: SearchQuery) -> list[Scored]:
-    """The rows that fit a query best, at most `query.k`, the best first; equal ones in the order of their ids."""
+def rank(connection: sqlite3.Connection, query: SearchQuery, window_weight: float) -> list[Scored]:
+    """The rows that fit a query best, at most `query.k`, the best first; equal ones in the order of their ids.
+
+    Args:
+        connection: to the index.
+        query: what is asked.
+        window_weight: what a window's score counts beside the turn's own; 0: windows are not looked at.
+    """
     rows = _rows(connection, query)
     if rows is None:
         return []
@@ -58,10 +62,12 @@ def rank(connection: sqlite3.Connection, query: SearchQuery) -> list[Scored]:
     wanted = max(CANDIDATES, query.k)
     filtering = _Filter(query)
     turns = _turns(connection, chosen, rows, filtering, wanted)
-    windows = _Windows(connection, chosen, rows)
-    scores = {row: score + WINDOW_WEIGHT * windows.score(row) for row, score in turns.items()}
-    for row in windows.best(connection, wanted, filtering):
-        scores.setdefault(row, WINDOW_WEIGHT * windows.score(row))
+    scores = turns
+    if window_weight:
+        windows = _Windows(connection, chosen, rows)
+        scores = {row: score + window_weight * windows.score(row) for row, score in turns.items()}
+        for row in windows.best(connection, wanted, filtering):
+            scores.setdefault(row, window_weight * windows.score(row))
     best = sorted(((-score * _fade(row), row) for row, score in scores.items() if score > 0))
     return [Scored(row, -score) for score, row in best[: query.k]]
 

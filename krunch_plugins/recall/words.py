@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from krunch_plugins.recall.files import IndexFiles
+    from krunch_plugins.settings import RecallSettings
     from krunch_plugins.turns import SearchHit, SearchQuery, TurnStore
 
 log = logging.getLogger("krunch")
@@ -36,13 +37,13 @@ class Words:
     Args:
         store: whose turns.
         files: where the indexes lie.
-        wait: seconds that a search waits for an index that is being built; then it answers with what there is.
+        settings: how long a search waits for an index that is being built, and what windows count.
     """
 
-    def __init__(self, store: TurnStore, files: IndexFiles, wait: float) -> None:
+    def __init__(self, store: TurnStore, files: IndexFiles, settings: RecallSettings) -> None:
         self._index = WordIndex(store, files, self._scrub_later)
         self._follower = Follower(store, self._index, "words", at_once=True)
-        self._wait = wait
+        self._settings = settings
         self._lock = threading.Lock()
         self._due: set[str | None] = set()  # tenants whose index has traces of what was deleted
         self._resting = 0.0  # until when no scrub is begun, by time.monotonic()
@@ -52,11 +53,11 @@ class Words:
         """The turns whose words fit best."""
         for _ in range(_ATTEMPTS):
             try:
-                if not self._follower.catch_up(query.tenant, self._wait):
+                if not self._follower.catch_up(query.tenant, self._settings.wait_seconds):
                     self._follower.wake(query.tenant)
                     log.warning("the index of words is still being built; a search was answered with what there is")
                 with self._index.database(query.tenant).reading() as connection:
-                    scored = rank(connection, query)
+                    scored = rank(connection, query, self._settings.window_weight)
                     return [found(session_of(connection, row), number_of(row), score) for row, score in scored]
             except DatabaseReplaced:
                 continue  # it was damaged and is empty now: fill it and ask again
