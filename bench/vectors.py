@@ -133,7 +133,7 @@ def embedder(folder: Path) -> None:
         rows: dict[str, list[list[float]]] = {}
         for key, texts in conversations.items():
             found_table = table(texts)
-            embedders._idf = lambda found_table=found_table: found_table  # noqa: SLF001
+            setattr(embedders, "_idf", lambda found_table=found_table: found_table)  # noqa: B010 - mypy knows its type
             embedders._features.cache_clear()  # noqa: SLF001
             vectors = embed.embed(texts).astype(dtype).astype(np.float32)
             for one in (one for one in questions if one["conversation_id"] == key):

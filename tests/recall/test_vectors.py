@@ -65,7 +65,8 @@ def best(vectors: dict[int, Any], query: Any, k: int) -> list[tuple[int, float]]
 @given(data=st.data())
 def test_any_changes_leave_what_a_plain_count_finds(kind: Callable[[int], Any], data: st.DataObject) -> None:
     """After any adds, replacements and removals, a search finds what comparing with every vector finds."""
-    index, known = kind(DIMENSION), {}
+    index = kind(DIMENSION)
+    known: dict[int, Any] = {}
     random = np.random.default_rng(data.draw(st.integers(0, 1000)))
     for _ in range(data.draw(st.integers(1, 8))):
         ids = data.draw(st.lists(st.integers(0, 60), max_size=25, unique=True))
