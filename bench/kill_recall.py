@@ -17,12 +17,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from itertools import zip_longest
 from pathlib import Path
 
 from krunch_plugins import ConversationStore, Krunch, Settings
 from krunch_plugins.errors import KrunchError
 
-WORDS = "teal amber harbour violin ledger comet garden ferry saffron glacier pocket lantern orchard kettle".split()
+WORDS = ("teal", "amber", "harbour", "violin", "ledger", "comet", "garden", "ferry", "saffron", "glacier", "pocket")
 TENANTS = (None, "acme")
 MOST_TURNS = 400
 """Sessions are forgotten beyond this, so that a rebuild stays short."""
@@ -95,7 +96,7 @@ def damage(chance: random.Random, files: list[Path]) -> str:
         else:
             at = chance.randrange(len(data) + 1)
             path.write_bytes(data[:at] + chance.randbytes(64) + data[at + 64 :])
-        done.append(f"{kind} {path.suffix or path.name}")
+        done.append(f"{kind} {path.name}")
     return ", ".join(done)
 
 
@@ -113,8 +114,9 @@ def compare(home: Path, chance: random.Random, voices: list[str]) -> list[str]:
             rebuilt.flush()
             second = [_answer(krunch, *question, tenant) for question in asked]
             right = [_answer(rebuilt, *question, tenant) for question in asked]
-            wrong += [str(q) for q, a, b in zip(asked, first or right, right, strict=True) if a != b]
-            wrong += [str(q) for q, a, b in zip(asked, second, right, strict=True) if a != b]
+            for kind, answers in (("at once", first or right), ("after a flush", second)):
+                pairs = zip(asked, answers, right, strict=True)
+                wrong += [f"{question} {kind}: {_difference(a, b)}" for question, a, b in pairs if a != b]
             sessions = krunch.store.sessions(tenant)
             counts = {session: len(krunch.store.turns(session, tenant=tenant)) for session in sessions}
             while sum(counts.values()) > MOST_TURNS:
@@ -123,9 +125,17 @@ def compare(home: Path, chance: random.Random, voices: list[str]) -> list[str]:
     return wrong
 
 
-def _answer(krunch: Krunch, query: str, session: str | None, tenant: str | None) -> list[object]:
+def _answer(krunch: Krunch, query: str, session: str | None, tenant: str | None) -> list[tuple[object, ...]]:
     hits = krunch.search(query, session=session, tenant=tenant)
     return [(hit.session, hit.turn.number, hit.turn.message, sorted(hit.found_by.items())) for hit in hits]
+
+
+def _difference(answer: list[tuple[object, ...]], right: list[tuple[object, ...]]) -> str:
+    """The first hit that is another one, without its text."""
+    for rank, (one, other) in enumerate(zip_longest(answer, right), 1):
+        if one != other:
+            return f"rank {rank} is {one and (*one[:2], one[3])}, and {other and (*other[:2], other[3])} in a rebuild"
+    return "nothing"
 
 
 def _settings(home: Path, voices: list[str]) -> Settings:

@@ -90,7 +90,7 @@ class RecallSettings(BaseModel):
     )
     weights: dict[str, float] = Field(
         default=WEIGHTS,
-        description="What a search plugin counts in the fusion, by its name; an outside one that is not named counts 1.",
+        description="What a search plugin counts in the fusion, by its name; outside ones that are not named count 1.",
     )
     window_weight: float = Field(
         default=1.0,

@@ -336,7 +336,8 @@ class IndexDatabase:
                 raise StoreBusy(str(self.path), time.monotonic() - started) from error
             if kind == "SQLITE_FULL":
                 raise StoreFull(str(self.path.parent)) from error
-            if not made_anew or (kind in _UNAVAILABLE and self._stat() is not None):
+            torn = code == "SQLITE_IOERR_SHORT_READ" or self._stat() != self._identity  # cut off, or replaced just now
+            if not made_anew or (kind in _UNAVAILABLE and not torn):
                 raise StoreUnavailable(str(self.path), f"{code}; check its permissions and its disk") from error
             self.condemn()
             raise DatabaseReplaced from error

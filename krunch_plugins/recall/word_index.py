@@ -16,7 +16,7 @@ from krunch_plugins.recall.texts import text_of
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from contextlib import AbstractContextManager
 
     from krunch_plugins.recall.files import IndexFiles
@@ -103,8 +103,8 @@ class WordIndex:
             self._settling = threading.Thread(target=_settle, args=(self.database(tenant),), name="krunch-settle")
             self._settling.start()
 
-    def forget(self, tenant: str | None, session: str) -> int:
-        """Remove a session's rows; how many there were. `scrub` overwrites what they leave behind.
+    def forget(self, tenant: str | None, session: str, keys: Collection[str] | None) -> int:
+        """Remove a session's rows; how many there were. `scrub` overwrites what they leave behind; see `Index`.
 
         Raises:
             StoreBusy: another process kept writing.
@@ -114,11 +114,16 @@ class WordIndex:
             if not mine:
                 raise StoreBusy(str(database.path), WAIT)
             with database.changing() as connection:
-                removed = _forget(connection, "name", _encoded(session))
+                removed = _forget_named(connection, session, keys)
                 dirty = _is_dirty(connection)
         if dirty:
             self._deleted(tenant)
         return removed
+
+    def is_dirty(self, tenant: str | None) -> bool:
+        """Whether traces of what was deleted are left."""
+        with self.database(tenant).reading() as connection:
+            return _is_dirty(connection)
 
     def scrub(self, tenant: str | None) -> bool:
         """Leave no byte of what was deleted; False if others kept it from that for now."""
@@ -279,6 +284,14 @@ def _forget(connection: sqlite3.Connection, column: str, value: str | bytes) -> 
     removed = _delete(connection, *span(row[0]))
     connection.execute("DELETE FROM sessions WHERE slot=?", row)
     return removed
+
+
+def _forget_named(connection: sqlite3.Connection, session: str, keys: Collection[str] | None) -> int:
+    """Remove a session by its id, if its key is one of these."""
+    row = connection.execute("SELECT key FROM sessions WHERE name=?", (_encoded(session),)).fetchone()
+    if row is None or (keys is not None and row[0] not in keys):
+        return 0
+    return _forget(connection, "key", row[0])
 
 
 def _trim(connection: sqlite3.Connection, event: TurnEvent) -> None:
