@@ -36,7 +36,7 @@ SHORT = 64
 _TABLES = """
 CREATE TABLE meta(name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE sessions(slot INTEGER PRIMARY KEY, key TEXT UNIQUE, name BLOB UNIQUE);
-CREATE TABLE docs(id INTEGER PRIMARY KEY, time REAL, role TEXT, metadata TEXT, words TEXT);
+CREATE TABLE docs(id INTEGER PRIMARY KEY, time REAL, role BLOB, metadata TEXT, words TEXT);
 CREATE VIRTUAL TABLE turns USING fts5(head, rest, content='', tokenize='porter ascii');
 INSERT INTO meta VALUES('docs', 0), ('dirty', 0);
 """
@@ -190,7 +190,7 @@ def span(slot: int) -> tuple[int, int]:
 
 def slot_of(connection: sqlite3.Connection, session: str) -> int | None:
     """Where a session's rows lie, if it has any."""
-    row = connection.execute("SELECT slot FROM sessions WHERE name=?", (_encoded(session),)).fetchone()
+    row = connection.execute("SELECT slot FROM sessions WHERE name=?", (encoded(session),)).fetchone()
     return None if row is None else int(row[0])
 
 
@@ -219,8 +219,9 @@ def _prepare(connection: sqlite3.Connection) -> None:
     connection.executescript(_TABLES)
 
 
-def _encoded(session: str) -> bytes:
-    return session.encode("utf-8", "surrogatepass")
+def encoded(text: str) -> bytes:
+    """A name as it is stored: any string, lone surrogates and zero characters too."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _slot(connection: sqlite3.Connection, key: str, session: str) -> int:
@@ -228,7 +229,7 @@ def _slot(connection: sqlite3.Connection, key: str, session: str) -> int:
     row = connection.execute("SELECT slot FROM sessions WHERE key=?", (key,)).fetchone()
     if row is not None:
         return int(row[0])
-    name = _encoded(session)
+    name = encoded(session)
     _forget(connection, "name", name)  # an earlier session of that name
     slot = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest()) % (1 << SLOT_BITS)
     while connection.execute("SELECT 1 FROM sessions WHERE slot=?", (slot,)).fetchone():
@@ -257,9 +258,9 @@ def _columns(words: Sequence[str]) -> tuple[str, str]:
     return " ".join(words[:HEAD]), " ".join(words[HEAD:])
 
 
-def _role(turn: Turn) -> str | None:
+def _role(turn: Turn) -> bytes | None:
     role = turn.message.get("role")
-    return role if isinstance(role, str) and role.isprintable() else None
+    return encoded(role) if isinstance(role, str) else None
 
 
 def _metadata(turn: Turn) -> str | None:
@@ -288,7 +289,7 @@ def _forget(connection: sqlite3.Connection, column: str, value: str | bytes) -> 
 
 def _forget_named(connection: sqlite3.Connection, session: str, keys: Collection[str] | None) -> int:
     """Remove a session by its id, if its key is one of these."""
-    row = connection.execute("SELECT key FROM sessions WHERE name=?", (_encoded(session),)).fetchone()
+    row = connection.execute("SELECT key FROM sessions WHERE name=?", (encoded(session),)).fetchone()
     if row is None or (keys is not None and row[0] not in keys):
         return 0
     return _forget(connection, "key", row[0])
