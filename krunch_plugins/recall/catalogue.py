@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _FIRST_ROWS = 64
 _GONE = -1
+_SPENT_FROM = 4096
 
 
 class Place(NamedTuple):
@@ -30,7 +31,7 @@ class Place(NamedTuple):
 
 
 class Catalogue:
-    """The turns of one tenant, each under an id from 0. About 30 bytes a turn, and its metadata if it has any.
+    """The turns of one tenant, each under an id from 0 that no other turn gets, in numpy arrays; metadata as JSON.
 
     Not thread-safe.
     """
@@ -130,6 +131,25 @@ class Catalogue:
         if query.metadata:
             rows = np.array([row for row in rows.tolist() if self._has(row, query.metadata)], dtype=np.int64)
         return rows
+
+    @property
+    def spent(self) -> bool:
+        """Most ids are of turns that are gone, so that it pays to number the others anew."""
+        return self._count > 2 * len(self) + _SPENT_FROM
+
+    def renumbered(self) -> tuple[Catalogue, Ids]:
+        """The same turns under new ids, without gaps, and the old id of each new one."""
+        rows = np.flatnonzero(self._session[: self._count] != _GONE)
+        state = self.state()
+        for name in ("session", "number", "time", "role", "digest"):
+            state[name] = state[name][rows]
+        state["metadata"] = {
+            new: state["metadata"][old] for new, old in enumerate(rows.tolist()) if old in self._metadata
+        }
+        positions = sorted(self._positions.values())
+        state["sessions"] = [self._names[position] for position in positions]
+        state["session"] = np.searchsorted(positions, state["session"]).astype(np.int32)
+        return Catalogue.of(state), rows
 
     def state(self) -> dict[str, Any]:
         """All of it, for a snapshot."""

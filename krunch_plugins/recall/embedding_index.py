@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from krunch_plugins.recall.catalogue import Catalogue
 from krunch_plugins.recall.embedding import BATCH_TEXTS, batches, embed
 from krunch_plugins.recall.embedding_pages import EmbeddingPages, digest
 from krunch_plugins.recall.files import FileLock
+from krunch_plugins.recall.reading import readable
 from krunch_plugins.recall.texts import text_of
 from krunch_plugins.recall.vector_files import Saved, VectorFiles
 from krunch_plugins.recall.vectors import EXACT_UP_TO, AdaptiveIndex
@@ -39,6 +41,7 @@ _WRITE_SECONDS = 2.0
 """How long embeddings may wait in memory until they are put into the store."""
 _COMPACT_SECONDS = 600.0
 """How often a graph is built anew at most because something in it was forgotten."""
+_RENUMBERED_AT_ONCE = 1024
 
 
 class _Wanted(NamedTuple):
@@ -79,6 +82,11 @@ class Space:
         self.compacted = time.monotonic()
         self.exact_up_to = exact_up_to
 
+    def now(self) -> tuple[Catalogue, AdaptiveIndex]:
+        """The catalogue and the vectors of the same ids, for one search; `lock` must be held where it is read."""
+        with self.lock:
+            return self.catalogue, self.vectors
+
     def drop(self, key: str, before: int | None = None) -> int:
         """Let a session's turns, or the oldest of them, be found no more; how many. Their vectors go with `sweep`."""
         with self.lock:
@@ -101,9 +109,29 @@ class Space:
             doomed, self.doomed = self.doomed, []
         if doomed:
             self.vectors.remove(doomed)
+
+    def tidy(self) -> None:
+        """Build anew what has too many gaps, while searches go on. Ids change."""
+        if self.catalogue.spent:
+            self._renumber()
         if self.vectors.worn or (self.vectors.marked and time.monotonic() - self.compacted > _COMPACT_SECONDS):
             self.vectors.compact()
             self.compacted = time.monotonic()
+
+    def _renumber(self) -> None:
+        """Give the turns that are left new ids: where turns come and go for years, ids would take ever more room."""
+        with self.lock:
+            catalogue, old = self.catalogue.renumbered()
+            known = len(old)
+        vectors = AdaptiveIndex(self.vectors.dimension, self.exact_up_to)
+        for start in range(0, known, _RENUMBERED_AT_ONCE):
+            ids, found = self.vectors.get(old[start : start + _RENUMBERED_AT_ONCE])
+            vectors.add(np.searchsorted(old, ids), found)
+        with self.lock:
+            if len(self.catalogue) == known:  # else something was forgotten meanwhile: next time
+                self.catalogue, self.vectors = catalogue, vectors
+                self.lacking = {int(np.searchsorted(old, row)) for row in self.lacking}
+                self.changes += 1
 
 
 class EmbeddingIndex:
@@ -131,9 +159,13 @@ class EmbeddingIndex:
         self._spaces: dict[str | None, Space] = {}
         self._page_failures = 0
         self._frozen = False
+        self._stopping = threading.Event()
+        self._process = os.getpid()
 
     def space(self, tenant: str | None) -> Space:
         """A tenant's embeddings, from its files at first."""
+        if self._process != os.getpid():  # after a fork: a lock may be held by a thread that only the parent has
+            self._process, self._lock, self._spaces = os.getpid(), threading.Lock(), {}
         with self._lock:
             found = self._spaces.get(tenant)
             if found is None:
@@ -177,7 +209,10 @@ class EmbeddingIndex:
         with space.lock:
             left = [one for one in wanted.values() if one.row in space.lacking]
         self._fill(tenant, space, left)
+        if self._stopping.is_set():
+            return  # not all was embedded; the cursor stays, and the next start goes on
         if cursor is not None:
+            space.tidy()
             with space.lock:
                 space.cursor = cursor
                 space.changes += 1
@@ -204,6 +239,10 @@ class EmbeddingIndex:
                     if mine:
                         self._save(tenant, space)
 
+    def stop(self) -> None:
+        """Embed no more than the batch that is on its way; what is left is done after the next start."""
+        self._stopping.set()
+
     def freeze(self) -> None:
         """Keep what there is for searches, whatever is closed; nothing is written any more."""
         self._frozen = True
@@ -227,7 +266,7 @@ class EmbeddingIndex:
     def _enter(self, tenant: str | None, space: Space, event: TurnEvent, session: str) -> dict[int, _Wanted]:
         """Enter an event's turns in the catalogue; those that have no vector yet."""
         wanted = {}
-        for turn in self._store.turns(session, event.start, event.stop, tenant=tenant):
+        for turn in readable(self._store, session, event.start, event.stop, tenant):
             text = text_of(turn.message)
             found = digest(text)
             with space.lock:
@@ -259,6 +298,8 @@ class EmbeddingIndex:
         written = time.monotonic()
         try:
             for batch in batches(list(texts), getattr(self.embedder, "batch_size", BATCH_TEXTS)):
+                if self._stopping.is_set():
+                    break
                 for text, vector in zip(batch, embed(self.embedder, batch), strict=True):
                     if vector is None:
                         self._skip(space, by_digest[texts[text]])

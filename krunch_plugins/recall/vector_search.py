@@ -16,11 +16,15 @@ from krunch_plugins.recall.voices import found
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from krunch_plugins.recall.files import IndexFiles
+    from krunch_plugins.recall.vectors import AdaptiveIndex
     from krunch_plugins.turns import Embedder, SearchHit, SearchQuery, TurnStore
 
-_TIES = 32
-"""Vectors that are looked at beyond what is wanted, so that turns of one text come in the order of their numbers."""
+_TIES, _MOST_TIES = 32, 10_000
+"""Vectors that are looked at beyond what is wanted, at first and at most; see `_with_ties`."""
 _FIRST_WAIT = 0.5
 """Seconds that the first search of a tenant waits for embeddings that are on their way from the disk."""
 _LOOK_AGAIN = 1.0
@@ -64,9 +68,26 @@ class Model:
         self.follower = Follower(store, self.index, "vectors")
 
 
+def _with_ties(
+    vectors: AdaptiveIndex, wanted: NDArray[np.float32], k: int, rows: NDArray[np.int64] | None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The k nearest and all that are as near as the last of them, so that their order need not be that of their ids.
+
+    Ids depend on when turns came into the index. Where one text stands in hundreds of turns ("thanks"), the answer
+    would be another one after a rebuild.
+    """
+    more = _TIES
+    while True:
+        ids, scores = vectors.search(wanted, k + more, rows)
+        if len(scores) < k + more or scores[-1] < scores[k - 1] or more > _MOST_TIES:
+            return ids, scores
+        more *= 8
+
+
 def _frozen(model: Model) -> Model:
     """The model, which answers searches with what it has and takes in nothing more."""
     model.index.freeze()
+    model.index.stop()
     model.follower.close()
     return model
 
@@ -103,16 +124,17 @@ class Vectors:
         """The nearest turns first, as far as they have any nearness; exact on what the query's filters leave."""
         model = self.answering(query.tenant)
         space = model.index.space(query.tenant)
+        catalogue, vectors = space.now()
         with space.lock:
-            rows = space.catalogue.matching(query)
-        if not len(space.vectors) or (rows is not None and not len(rows)):
+            rows = catalogue.matching(query)
+        if not len(vectors) or (rows is not None and not len(rows)):
             return []
         wanted = model.queries.vector(query.text)
         if wanted is None:
             return []
-        ids, scores = space.vectors.search(wanted, query.k + _TIES, rows)
+        ids, scores = _with_ties(vectors, wanted, query.k, rows)
         with space.lock:
-            places = [space.catalogue.place(row) for row in ids.tolist()]
+            places = [catalogue.place(row) for row in ids.tolist()]
         near = [(-score, place) for place, score in zip(places, scores.tolist(), strict=True) if place and score > 0]
         return [found(place.session, place.number, -score) for score, place in sorted(near)[: query.k]]
 
@@ -140,6 +162,7 @@ class Vectors:
 
     def close(self) -> None:
         """Stop embedding, and write index files that are worth it. Safe to call twice."""
+        self._model.index.stop()
         self._model.follower.close()
 
     def change_embedder(self, embedder: Embedder) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections import Counter
+from contextlib import closing
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -522,3 +524,79 @@ def test_parts_and_tool_calls_are_embedded(opened: Callable[..., tuple[Conversat
     assert numbers(vectors, "heron", k=1) == [("s", 0)]
     assert numbers(vectors, "flight to lisbon", k=1) == [("s", 1)]
     assert vectors.stats()[1:4] == (2, 0, 0)
+
+
+def test_turns_of_one_text_come_in_their_order(opened: Callable[..., tuple[ConversationStore, Vectors]]) -> None:
+    """However many turns have the same text, the answer is the same after the index was built anew in another order."""
+    store, vectors = opened()
+    for n in range(3):
+        for session in ("b", "a"):
+            store.append(session, says(*["thanks"] * 60, f"something else {n}"))
+        vectors.flush()
+    before = numbers(vectors, "thanks", k=5)
+    assert before == [("a", n) for n in range(5)]
+    store, vectors = opened()
+    vectors.flush()
+
+    assert numbers(vectors, "thanks", k=5) == before
+
+
+def test_sessions_that_come_and_go_leave_nothing(opened: Callable[..., tuple[ConversationStore, Vectors]]) -> None:
+    """After thousands of turns came and went, ids are given anew, and what is left is found as before."""
+    store, vectors = opened()
+    store.append("stays", says(*BIRDS))
+    for n in range(16):
+        store.append("goes", many(400, seed=n))
+        vectors.flush()
+        store.forget("goes")
+    vectors.flush()
+    store.append("stays", says("a violin"))
+    vectors.flush()
+
+    space = vectors.answering(None).index.space(None)
+    assert len(space.catalogue.state()["session"]) < 4096
+    assert [numbers(vectors, text, k=1) for text in (*BIRDS, "violin")] == [[("stays", n)] for n in range(4)]
+
+
+def test_closing_does_not_wait_for_all_embeddings(home: Path) -> None:
+    """`close` waits for the batch that is on its way and no longer; the next start goes on where it stopped."""
+
+    class Slow(Recording):
+        batch_size = 5
+
+        def embed(self, texts: Sequence[str]) -> Any:
+            started.set()
+            threading.Event().wait(0.05)
+            return super().embed(texts)
+
+    started = threading.Event()
+    slow = Slow()
+    with ConversationStore(home, upkeep_seconds=0) as store:
+        vectors = Vectors(store, IndexFiles(store.directory), slow)
+        store.append("s", many(400))
+        assert started.wait(10)
+        vectors.close()
+        assert sum(slow.texts.values()) < 100
+        vectors = Vectors(store, IndexFiles(store.directory), slow)
+        assert vectors.flush()
+        assert vectors.stats().vectors == 400
+        vectors.close()
+
+    assert set(slow.texts.values()) == {1}
+
+
+def test_damaged_turns_do_not_keep_the_rest_out(home: Path) -> None:
+    """Turns that cannot be read any more are left out of the index; all others are found."""
+    with ConversationStore(home, upkeep_seconds=0) as store:
+        store.append("damaged", many(50))
+    with closing(sqlite3.connect(home / "cache.db")) as connection, connection:
+        ((key, value),) = connection.execute("SELECT key, value FROM Cache WHERE key LIKE 'g/%'").fetchall()
+        damaged = value[:100] + bytes(100) + value[200:]
+        connection.execute("UPDATE Cache SET value = ? WHERE key = ?", (damaged, key))
+    with ConversationStore(home, upkeep_seconds=0) as store:
+        store.append("fine", says(*BIRDS))
+        vectors = Vectors(store, IndexFiles(store.directory))
+        assert vectors.flush()
+        assert numbers(vectors, BIRDS[1], k=1) == [("fine", 1)]
+        assert vectors.stats().vectors == 3
+        vectors.close()
