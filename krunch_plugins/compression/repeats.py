@@ -50,6 +50,9 @@ _JOIN = " … "
 _NUMBERED = re.compile(r"([ ]*)([0-9]{1,9})((?::|[|\t→│])[ ]?)(?![0-9])(.*)", re.DOTALL)
 
 
+_BEFORE_NUMBERS = frozenset(" 0123456789")
+
+
 class Shift(NamedTuple):
     """How lines differ from those that stood before: `by` spaces of indentation, or `by` in their line numbers."""
 
@@ -85,6 +88,11 @@ def quote(line: str) -> str:
     return text[: cut if cut > 0 else QUOTE].rstrip()
 
 
+def _numbered(line: str) -> re.Match[str] | None:
+    """A line with a number in front, in its parts. Most lines have none, and that is seen at their first character."""
+    return _NUMBERED.fullmatch(line) if line[:1] in _BEFORE_NUMBERS else None
+
+
 class LineIndex:
     """All lines of all texts so far, found by their quotes. Grows only."""
 
@@ -101,7 +109,7 @@ class LineIndex:
         """Add the next line; None ends a text."""
         if line is not None and (key := quote(line)):
             self._places.setdefault(key, []).append(len(self.lines))
-            if parts := _NUMBERED.fullmatch(line):
+            if parts := _numbered(line):
                 self._numbered.setdefault(quote(parts[4]), []).append(len(self.lines))
         self.lines.append(line)
 
@@ -120,7 +128,7 @@ class LineIndex:
                 yield place, None
             elif known.lstrip(" ") == line.lstrip(" "):
                 yield place, Shift("indent", len(line) - len(known))
-        parts = _NUMBERED.fullmatch(line)
+        parts = _numbered(line) if self._numbered else None
         if parts is None or len(parts[4].strip()) < _TELLING:
             return
         for place in reversed(self._numbered.get(quote(parts[4]), [])[-CANDIDATES:]):
