@@ -323,13 +323,17 @@ def _what_is_wrong(hook: str, implementation: HookImpl) -> str:
     return ""
 
 
+@lru_cache(maxsize=8)
+def _kept(kind: type[Exchange | Reply]) -> tuple[str, ...]:
+    """The attributes that are put back after a failure."""
+    return tuple(field.name for field in fields(kind) if field.name != "report")
+
+
 def _remember(thing: Exchange | Reply, in_place: Sequence[str]) -> Callable[[], None]:
     """A function that puts back what a hook changed; of the attributes `in_place` copies are kept."""
-    before = {}
-    for field in fields(thing):
-        if field.name != "report":
-            value = getattr(thing, field.name)
-            before[field.name] = copy_tree(value) if field.name in in_place else value
+    before = {name: getattr(thing, name) for name in _kept(type(thing))}
+    for name in in_place:
+        before[name] = copy_tree(before[name])
 
     def undo() -> None:
         for name, value in before.items():

@@ -68,6 +68,9 @@ ATOMS = {
 In "safe", a quoted string is one value up to 200 characters; a longer one is prose, and its words are values.
 """
 
+FIELDS = re.compile(rf"{_SIGNED}|{_VALUE}|{_MARKS}|{_REST}")
+"""The atoms of "balanced" without the space in front of words."""
+
 SYMBOL_TOKENS = 2
 """What a symbol costs: the mark and the number."""
 
@@ -139,8 +142,8 @@ class PhraseIndex:
         free_from = 0
         between = int(apart)
         by_start = self._by_start
-        for start, pair in enumerate(pairwise(atoms)):
-            if pair not in by_start or start < free_from or (start and _is_open(atoms[start - 1])):
+        for start, pair in [(start, pair) for start, pair in enumerate(pairwise(atoms)) if pair in by_start]:
+            if start < free_from or (start and _is_open(atoms[start - 1])):
                 continue
             for phrase in by_start[pair]:
                 stop = start + len(phrase.atoms)
@@ -353,12 +356,18 @@ def _repeated(
     if int(sizes[enough].sum()) < LEAST_TOKENS:
         return None
     inside = np.zeros(len(array) + 1, dtype=np.int64)
-    inside[starts[enough]] += 1
-    np.subtract.at(inside, stops[enough], 1)
+    inside[starts[enough]] = 1
+    inside[stops[enough]] -= 1  # no two parts end at one place, but one may begin where another ends
     where = np.flatnonzero(np.cumsum(inside[:-1]))
-    gaps = np.flatnonzero(np.diff(where) > 1) + 1
-    sequence = np.insert(array[where], gaps, top + np.arange(len(gaps)))
-    return _Intervals(sequence, np.insert(where, gaps, -1))
+    behind_gap = np.zeros(len(where), dtype=np.int64)
+    behind_gap[1:] = where[1:] - where[:-1] > 1
+    places = np.arange(len(where)) + np.cumsum(behind_gap)
+    origin = np.full(places[-1] + 1, -1, dtype=np.int64)
+    origin[places] = where
+    gaps = np.flatnonzero(origin < 0)
+    sequence = array[origin]
+    sequence[gaps] = top + np.arange(len(gaps))
+    return _Intervals(sequence, origin)
 
 
 _threads = threading.local()
@@ -407,8 +416,9 @@ def _tokens_before(
     if text.isascii():
         lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
     else:
-        sizes = (len(atom) if atom.isascii() else len(atom.encode("utf-8", "replace")) for atom in ids)
-        lengths = np.fromiter(sizes, dtype=np.int64, count=len(ids))
+        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+        for atom, number in [(atom, number) for atom, number in ids.items() if not atom.isascii()]:
+            lengths[number] = len(atom.encode("utf-8", "replace"))
     borders = np.cumsum(lengths[array])
     # `starts` holds where each token ends, that is where the next one starts; the first starts at 0.
     return np.concatenate(([0], np.searchsorted(starts[:-1], borders) + 1))

@@ -47,6 +47,7 @@ _LINES = re.compile(rf"{MARK}\[([1-9][0-9]*) lines(?:, {_SHIFT}:)? (.*?) … (.*
 _LINE = re.compile(rf"{MARK}\[(?:{_SHIFT}: )?(.*)\]")
 _OPEN = MARK + "["
 _JOIN = " … "
+_SHIFTS = ("indent", "numbers")
 _NUMBERED = re.compile(r"([ ]*)([0-9]{1,9})((?::|[|\t→│])[ ]?)(?![0-9])(.*)", re.DOTALL)
 
 
@@ -107,16 +108,31 @@ class LineIndex:
 
     def add(self, line: str | None) -> None:
         """Add the next line; None ends a text."""
-        if line is not None and (key := quote(line)):
-            self._places.setdefault(key, []).append(len(self.lines))
-            if parts := _numbered(line):
+        if line is None:
+            self.lines.append(None)
+        else:
+            self.add_quoted(line, quote(line))
+
+    def add_quoted(self, line: str, key: str) -> None:
+        """Add the next line, whose quote is known."""
+        if key:
+            places = self._places.get(key)
+            if places is None:
+                self._places[key] = [len(self.lines)]
+            else:
+                places.append(len(self.lines))
+            if line[0] in _BEFORE_NUMBERS and (parts := _NUMBERED.fullmatch(line)):
                 self._numbered.setdefault(quote(parts[4]), []).append(len(self.lines))
         self.lines.append(line)
+
+    def may_hold(self, line: str, key: str) -> bool:
+        """Whether a look at `candidates` of a line with this quote can find any."""
+        return key in self._places or (bool(self._numbered) and line[:1] in _BEFORE_NUMBERS)
 
     def add_text(self, text: str) -> None:
         """Add the lines of one whole text."""
         for line in text.split("\n"):
-            self.add(line)
+            self.add_quoted(line, quote(line))
         self.add(None)
 
     def candidates(self, line: str) -> Iterator[tuple[int, Shift | None]]:
@@ -164,6 +180,13 @@ def refer(text: str, index: LineIndex, count: Callable[[str], int]) -> list[Segm
     literal: list[str] = []
     position = 0
     while position < len(lines):
+        line = lines[position]
+        key = quote(line)
+        if not index.may_hold(line, key):
+            literal.append(line)
+            index.add_quoted(line, key)
+            position += 1
+            continue
         run, shift = _longest_run(lines, position, index)
         mark = _reference(lines[position : position + run], shift, index, count) if run else None
         if mark is None:
@@ -236,7 +259,7 @@ def lookup(mark: str, index: LineIndex, tries: int | None = None) -> str:
 
 def _shifted(lines: list[str | None], shift: Shift | None) -> list[str] | None:
     """Lines of one text, shifted; None where one of them cannot be."""
-    shifted = [line if shift is None or line is None else shift.apply(line) for line in lines]
+    shifted = lines if shift is None else [line if line is None else shift.apply(line) for line in lines]
     return None if None in shifted else cast("list[str]", shifted)
 
 
@@ -274,8 +297,12 @@ def _reference(run: list[str], shift: Shift | None, index: LineIndex, count: Cal
         how = f", {shift}:" if shift else ""
         mark = Mark(f"{MARK}[{len(run)} lines{how} {first}{_JOIN}{last}]")
     text = "\n".join(run)
-    try:
-        clear = lookup(mark, index, TRIES) == text
-    except KeyError:
-        return None
+    if _JOIN[1] not in first + last and not first.startswith(_SHIFTS):  # there is one way to read it
+        place = index.resolve(len(run), first, last, TRIES)
+        clear = place is not None and _shifted(index.lines[place : place + len(run)], shift) == run
+    else:
+        try:
+            clear = lookup(mark, index, TRIES) == text
+        except KeyError:
+            return None
     return mark if clear and count(text) - count(mark) >= MIN_SAVING else None

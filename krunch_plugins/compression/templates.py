@@ -145,8 +145,8 @@ class TemplateBook:
         by_word = self._by_word
         best: _Row | None = None
         most = 0
-        for word in line.words if by_word else ():
-            for form in by_word.get(bare(word), ())[:_TRIED]:
+        for word in [word for word in line.bare_words if word in by_word] if by_word else ():
+            for form in by_word[word][:_TRIED]:
                 if form.characters <= most:
                     break
                 if place + form.span > stop or not line.text.startswith(form.start):
