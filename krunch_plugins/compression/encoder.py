@@ -32,6 +32,7 @@ from krunch_plugins.compression.segments import LETTERS, Mark, Symbol, merge, nu
 from krunch_plugins.compression.shapes import Shape
 from krunch_plugins.compression.templates import Template
 from krunch_plugins.exchange import MessageReport, Reason
+from krunch_plugins.tokens import RecentTokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -101,12 +102,12 @@ class EncodedMessage(NamedTuple):
 
 
 class Encoder:
-    """Encodes messages one after the other. Has no state of its own; thread-safe."""
+    """Encodes the messages of one request, one after the other."""
 
     __slots__ = ("_letters", "_mining", "_rounds", "options", "tokenizer")
 
     def __init__(self, tokenizer: Tokenizer, options: Options) -> None:
-        self.tokenizer, self.options = tokenizer, options
+        self.tokenizer, self.options = RecentTokens(tokenizer), options
         dense = options.profile == "dense"
         self._rounds = 2 if dense else 1  # phrases within phrases; more rounds gained under 0.3 points
         self._letters = letters(tokenizer) if dense else ""

@@ -190,7 +190,8 @@ def extract(
         text.look(start, stop)
         written = _write(lines, text.rows)
         legend = "".join(template.line for template in text.added)
-        if not text.rows or count(legend + "".join(written)) >= count(segment):
+        # Counted apart: what is counted here as it is will be counted again, as it is, and is remembered.
+        if not text.rows or count(legend) + count("".join(written)) >= count(segment):
             out.append(segment)
             continue
         for template in text.added:
