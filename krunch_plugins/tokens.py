@@ -92,7 +92,8 @@ class RecentTokens(Tokenizer):
     __slots__ = ("_recent",)
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._encoding, self._lengths, self.name = tokenizer._encoding, tokenizer._lengths, tokenizer.name
+        self._encoding, self._lengths = tokenizer._encoding, tokenizer._lengths  # noqa: SLF001 - of its own class
+        self.name = tokenizer.name
         self._recent: dict[str, list[int]] = {}
 
     def encode(self, text: str) -> list[int]:

@@ -242,7 +242,7 @@ class Encoder:
         start = "" if segments and isinstance(segments[0], Mark) else text
         if body != text:
             tokens = self.tokenizer.encode(body)
-            yield self._draft(start, body, added, used, state, len(tokens))._replace(reused=reused)
+            yield self._draft(start, body, added, used, state, tokens=len(tokens))._replace(reused=reused)
         if not defines:
             return
         last = max([int(one.name[1:]) for one in added], default=0)
@@ -291,7 +291,7 @@ class Encoder:
         return saved
 
     def _draft(  # noqa: PLR0913 - as `_phrases`
-        self, start: str, body: str, added: list[Definition], used: int, state: State, tokens: int | None = None
+        self, start: str, body: str, added: list[Definition], used: int, state: State, *, tokens: int | None = None
     ) -> EncodedText:
         """A way to send a text: its body, which defines what is `added`, and the instruction if that is the first.
 

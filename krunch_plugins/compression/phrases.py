@@ -291,7 +291,13 @@ class _Selection:
         self.taken = bytearray(len(array))
         closed, marks = np.zeros(len(ids), dtype=np.uint8), np.zeros(len(ids), dtype=np.uint8)
         closed[[number for atom, number in ids.items() if atom[0] in _CLOSING and _is_closed(atom)]] = 1
-        marks[[number for atom, number in ids.items() if atom[-1] in _OPENING or isinstance(atom, Mark)]] = 1
+        marks[
+            [
+                number
+                for atom, number in ids.items()
+                if atom[-1] in _OPENING or (atom[0] == MARK and isinstance(atom, Mark))
+            ]
+        ] = 1
         self.no_stop = bytearray(closed[array].tobytes() + b"\0")
         self.no_start = bytearray(b"\0" + marks[array].tobytes())
 

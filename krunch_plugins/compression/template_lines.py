@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
 # Words as they stand within the atoms of the profile "balanced", with the character in front: ` ms` and `(ms` stand in
 # lines of different forms. ASCII is enough to start from.
-_WORDS = re.compile(
-    r"[^0-9A-Za-z_]?[0-9A-Za-z_]+(?:(?=[-.@',:/+])(?:[-.@']+|(?<=[0-9])[,:/+](?=[0-9]))[0-9A-Za-z_]+)*"
-)
+_WORDS = re.compile(r"[^0-9A-Za-z_]?[0-9A-Za-z_]+(?:(?=[-.@',:/+])(?:[-.@']+|(?<=[0-9])[,:/+](?=[0-9]))[0-9A-Za-z_]+)*")
 _ALNUM = frozenset(string.ascii_letters + string.digits + "_")
 _DATE_TIME = re.compile(r"(?<=[0-9]{4})[:T](?=[0-9]{2}:[0-9]{2})|(?<=-[0-9]{2})T(?=[0-9]{2}:[0-9]{2})")
 
