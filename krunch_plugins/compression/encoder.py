@@ -104,11 +104,12 @@ class EncodedMessage(NamedTuple):
 class Encoder:
     """Encodes the messages of one request, one after the other."""
 
-    __slots__ = ("_letters", "_mining", "_rounds", "options", "tokenizer")
+    __slots__ = ("_letters", "_mining", "_rounds", "brief", "options", "tokenizer")
 
     def __init__(self, tokenizer: Tokenizer, options: Options) -> None:
         self.tokenizer, self.options = RecentTokens(tokenizer), options
         dense = options.profile == "dense"
+        self.brief = dense
         self._rounds = 2 if dense else 1  # phrases within phrases; more rounds gained under 0.3 points
         self._letters = letters(tokenizer) if dense else ""
         self._mining = Mining(multiline=options.profile != "safe", nested=dense, apart=bool(self._letters))
@@ -150,7 +151,7 @@ class Encoder:
         if not compress or len(before) < self.options.min_tokens:
             state.dictionary.lines.add_text(text)
             return best
-        segments = repeats.refer(text, state.dictionary.lines, self.tokenizer.count)
+        segments = repeats.refer(text, state.dictionary.lines, self.tokenizer.count, brief=self.brief)
         better: list[tuple[EncodedText, list[Segment] | None]] = [(best, None)]
         known = best.tokens_after
         for sources, draft in self._drafts(text, segments, before, state, defines=defines):
@@ -199,7 +200,9 @@ class Encoder:
         count = self.tokenizer.count
         book = state.dictionary.templates
         numbers = state.numbers()
-        folded, found = folds.fold(segments, state.dictionary.shapes, numbers if defines else None, count)
+        folded, found = folds.fold(
+            segments, state.dictionary.shapes, numbers if defines else None, count, ditto=self.brief
+        )
         added: list[Definition] = [Shape(*shape) for shape in found]
         share = sum(map(text.count, digits)) / max(len(text), 1)
         rows, forms = folded, list[Template]()
@@ -287,7 +290,7 @@ class Encoder:
             position = state.dictionary.position[piece.name]
             definition = state.dictionary.definitions[position]
             if isinstance(definition, Phrase) and state.monitor.is_recent(position):
-                saved += self.tokenizer.count(definition.text) - SYMBOL_TOKENS
+                saved += self.tokenizer.count(definition.text) - (1 if definition.name in LETTERS else SYMBOL_TOKENS)
         return saved
 
     def _draft(  # noqa: PLR0913 - as `_phrases`

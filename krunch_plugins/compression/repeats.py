@@ -4,11 +4,12 @@
     ¤[eyJhbGciOiJIUzI1]
     ¤[14 lines, indent +4: def area(self … return width *]
     ¤[14 lines, numbers +3: 20:def … 33:return width]
+    ¤[14 def area(self]
 
 A reference stands on a line of its own and means: the latest run of so many lines (or the latest line), earlier in
 the request or in the same text, whose first and last line begin so; indented by so many spaces more or less, or with
-so much added to the number that each line begins with, as tools print them. Quotes leave out the space around a line
-and end after a word.
+so much added to the number that each line begins with, as tools print them. The last form, of the profile "dense",
+quotes the first line only. Quotes leave out the space around a line and end after a word.
 """
 
 from __future__ import annotations
@@ -44,10 +45,11 @@ _TELLING = 6
 
 _SHIFT = r"(indent|numbers) ([+-][0-9]+)"
 _LINES = re.compile(rf"{MARK}\[([1-9][0-9]*) lines(?:, {_SHIFT}:)? (.*?) … (.*)\]")
+_BRIEF = re.compile(rf"{MARK}\[([1-9][0-9]*)(?:, {_SHIFT}:)? (.*)\]")
 _LINE = re.compile(rf"{MARK}\[(?:{_SHIFT}: )?(.*)\]")
 _OPEN = MARK + "["
 _JOIN = " … "
-_SHIFTS = ("indent", "numbers")
+_SPECIAL = re.compile(r"indent|numbers|lines|[0-9]+[ ,]")
 _NUMBERED = re.compile(r"([ ]*)([0-9]{1,9})((?::|[|\t→│])[ ]?)(?![0-9])(.*)", re.DOTALL)
 
 
@@ -154,26 +156,27 @@ class LineIndex:
             if by and before[4] == parts[4]:
                 yield place, Shift("numbers", by)
 
-    def resolve(self, count: int, first: str, last: str, tries: int | None = None) -> int | None:
-        """Where the latest run of `count` lines begins whose first and last line have these quotes."""
+    def resolve(self, count: int, first: str, last: str | None, tries: int | None = None) -> int | None:
+        """Where the latest run of `count` lines begins whose first and last line (None: any) have these quotes."""
         places = self._places.get(first, [])
         for place in reversed(places if tries is None else places[-tries:]):
             end = place + count
             if end > len(self.lines):
                 continue
             line = self.lines[end - 1]
-            if line is not None and quote(line) == last and None not in self.lines[place:end]:
+            if line is not None and last in (None, quote(line)) and None not in self.lines[place:end]:
                 return place
         return None
 
 
-def refer(text: str, index: LineIndex, count: Callable[[str], int]) -> list[Segment]:
+def refer(text: str, index: LineIndex, count: Callable[[str], int], *, brief: bool = False) -> list[Segment]:
     """Replace what stood before by references. Adds the lines of `text` to the index.
 
     Args:
         text: one whole text.
         index: the lines of all texts before it.
         count: tokens of a string.
+        brief: quote only the first line where that is clear.
     """
     lines = text.split("\n")
     segments: list[Segment] = []
@@ -188,7 +191,7 @@ def refer(text: str, index: LineIndex, count: Callable[[str], int]) -> list[Segm
             position += 1
             continue
         run, shift = _longest_run(lines, position, index)
-        mark = _reference(lines[position : position + run], shift, index, count) if run else None
+        mark = _reference(lines[position : position + run], shift, index, count, brief=brief) if run else None
         if mark is None:
             run = 1
             literal.append(lines[position])
@@ -242,8 +245,11 @@ def lookup(mark: str, index: LineIndex, tries: int | None = None) -> str:
     Raises:
         KeyError: it stands for nothing.
     """
+    last: str | None
     if parsed := _LINES.fullmatch(mark):
         count, what, by, first, last = int(parsed[1]), *parsed.groups()[1:]
+    elif parsed := _BRIEF.fullmatch(mark):
+        count, what, by, first, last = int(parsed[1]), *parsed.groups()[1:], None
     elif parsed := _LINE.fullmatch(mark):
         count, (what, by, first) = 1, parsed.groups()
         last = first
@@ -283,7 +289,9 @@ def _longest_run(lines: list[str], position: int, index: LineIndex) -> tuple[int
     return best, chosen
 
 
-def _reference(run: list[str], shift: Shift | None, index: LineIndex, count: Callable[[str], int]) -> Mark | None:
+def _reference(
+    run: list[str], shift: Shift | None, index: LineIndex, count: Callable[[str], int], *, brief: bool
+) -> Mark | None:
     """A reference to lines that stood before, or None where it would not pay or not be clear."""
     if sum(map(len, run)) < MIN_CHARACTERS:
         return None
@@ -291,18 +299,32 @@ def _reference(run: list[str], shift: Shift | None, index: LineIndex, count: Cal
     first, last = (quote(line if back is None else back.apply(line) or "") for line in (run[0], run[-1]))
     if not first or MARK in first + last:
         return None
-    if len(run) == 1:
-        mark = Mark(f"{MARK}[{shift}: {first}]" if shift else f"{MARK}[{first}]")
-    else:
-        how = f", {shift}:" if shift else ""
-        mark = Mark(f"{MARK}[{len(run)} lines{how} {first}{_JOIN}{last}]")
-    text = "\n".join(run)
-    if _JOIN[1] not in first + last and not first.startswith(_SHIFTS):  # there is one way to read it
+    for mark, end in _marks(len(run), shift, first, last, brief=brief):
+        if _is_clear(mark, run, shift, (first, end), index):
+            return mark if count("\n".join(run)) - count(mark) >= MIN_SAVING else None
+    return None
+
+
+def _marks(lines: int, shift: Shift | None, first: str, last: str, *, brief: bool) -> Iterator[tuple[Mark, str | None]]:
+    """Ways to write a reference, the shortest first, and what each says of the last line."""
+    how = f", {shift}:" if shift else ""
+    if lines == 1:
+        yield Mark(f"{MARK}[{shift}: {first}]" if shift else f"{MARK}[{first}]"), first
+    if brief or lines == 1:  # a line that begins with a number is not clear without
+        yield Mark(f"{MARK}[{lines}{how} {first}]"), None
+    if lines > 1:
+        yield Mark(f"{MARK}[{lines} lines{how} {first}{_JOIN}{last}]"), last
+
+
+def _is_clear(
+    mark: Mark, run: list[str], shift: Shift | None, quotes: tuple[str, str | None], index: LineIndex
+) -> bool:
+    """Whether a reference is read as the lines that it is written for."""
+    first, last = quotes
+    if _JOIN[1] not in first + (last or "") and not _SPECIAL.match(first):  # there is one way to read it
         place = index.resolve(len(run), first, last, TRIES)
-        clear = place is not None and _shifted(index.lines[place : place + len(run)], shift) == run
-    else:
-        try:
-            clear = lookup(mark, index, TRIES) == text
-        except KeyError:
-            return None
-    return mark if clear and count(text) - count(mark) >= MIN_SAVING else None
+        return place is not None and _shifted(index.lines[place : place + len(run)], shift) == run
+    try:
+        return lookup(mark, index, TRIES) == "\n".join(run)
+    except KeyError:
+        return False
