@@ -47,6 +47,7 @@ class Catalogue:
         self._roles: list[str] = []
         self._names: list[tuple[str, str]] = []  # (key, session's id) by the session's position
         self._positions: dict[str, int] = {}
+        self._keys: dict[str, list[str]] = {}  # by session's id; more than one where it was forgotten and begun again
         self._turns: dict[str, dict[int, int]] = {}  # by key: id by number
 
     def __len__(self) -> int:
@@ -60,6 +61,7 @@ class Catalogue:
         if key not in self._positions:
             self._positions[key] = len(self._names)
             self._names.append((key, session))
+            self._keys.setdefault(session, []).append(key)
         new = self._count
         self._session = room(self._session, new + 1, _GONE)
         self._number = room(self._number, new + 1, 0)
@@ -81,11 +83,7 @@ class Catalogue:
 
     def keys(self, session: str) -> list[str]:
         """The keys under which turns of a session of this id are known."""
-        return [key for key in tuple(self._turns) if self._names[self._positions[key]][1] == session]
-
-    def session(self, key: str) -> str | None:
-        """The id of a session."""
-        return self._names[self._positions[key]][1] if key in self._positions else None
+        return list(self._keys.get(session, ()))
 
     def drop(self, key: str, before: int | None = None) -> list[int]:
         """Take out a session's turns, all or those with lower numbers; their ids."""
@@ -97,7 +95,12 @@ class Catalogue:
             del turns[number]
         if before is None and key in self._positions:
             self._turns.pop(key, None)
-            self._names[self._positions.pop(key)] = ("", "")
+            position = self._positions.pop(key)
+            session = self._names[position][1]
+            self._keys[session].remove(key)
+            if not self._keys[session]:
+                del self._keys[session]
+            self._names[position] = ("", "")
         return list(gone.values())
 
     def place(self, row: int) -> Place | None:
@@ -175,6 +178,8 @@ class Catalogue:
         found._metadata, found._roles, found._names = state["metadata"], state["roles"], state["sessions"]
         found._positions = {key: at for at, (key, _) in enumerate(found._names) if key}
         found._turns = {key: {} for key in found._positions}
+        for key, at in found._positions.items():
+            found._keys.setdefault(found._names[at][1], []).append(key)
         for row, (position, number) in enumerate(zip(found._session.tolist(), found._number.tolist(), strict=True)):
             if position != _GONE:
                 found._turns[found._names[position][0]][number] = row

@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+from collections import OrderedDict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("krunch")
 
+HELD_BYTES = 2_000_000_000
+"""Bytes of vectors in memory, over all tenants."""
 _SAVE_FROM = 256
 """Changes below which nothing is saved: to read so few from the store again takes no time."""
 _SAVE_SHARE = 0.1
@@ -101,6 +104,7 @@ class Space:
         with self.lock:
             self.catalogue, self.vectors = Catalogue(), AdaptiveIndex(self.vectors.dimension, self.exact_up_to)
             self.lacking, self.doomed, self.cursor = set(), [], None
+            self.skipped = 0
             self.changes += 1
 
     def sweep(self) -> None:
@@ -131,6 +135,7 @@ class Space:
             if len(self.catalogue) == known:  # else something was forgotten meanwhile: next time
                 self.catalogue, self.vectors = catalogue, vectors
                 self.lacking = {int(np.searchsorted(old, row)) for row in self.lacking}
+                self.doomed = []  # they were not taken along, and their ids are others' now
                 self.changes += 1
 
 
@@ -147,30 +152,40 @@ class EmbeddingIndex:
         files: where index files lie.
         embedder: the model.
         exact_up_to: vectors up to which search is exact.
+        held_bytes: bytes of vectors in memory, over all tenants; above, the tenant that was least recently used leaves
+            memory, and comes back from the disk when it is asked for.
     """
 
     def __init__(
-        self, store: TurnStore, files: IndexFiles, embedder: Embedder, *, exact_up_to: int = EXACT_UP_TO
+        self,
+        store: TurnStore,
+        files: IndexFiles,
+        embedder: Embedder,
+        *,
+        exact_up_to: int = EXACT_UP_TO,
+        held_bytes: int = HELD_BYTES,
     ) -> None:
         self.embedder = embedder
         self._store, self._files, self._exact_up_to = store, files, exact_up_to
         self._pages = EmbeddingPages(store, embedder.name, embedder.dimension)
         self._lock = threading.Lock()
-        self._spaces: dict[str | None, Space] = {}
+        self._spaces: OrderedDict[str | None, Space] = OrderedDict()
         self._page_failures = 0
         self._frozen = False
+        self._held_bytes = held_bytes
         self._stopping = threading.Event()
         self._process = os.getpid()
 
     def space(self, tenant: str | None) -> Space:
         """A tenant's embeddings, from its files at first."""
         if self._process != os.getpid():  # after a fork: a lock may be held by a thread that only the parent has
-            self._process, self._lock, self._spaces = os.getpid(), threading.Lock(), {}
+            self._process, self._lock, self._spaces = os.getpid(), threading.Lock(), OrderedDict()
         with self._lock:
             found = self._spaces.get(tenant)
             if found is None:
                 saved = self._vector_files(tenant).read(self._exact_up_to)
                 found = self._spaces[tenant] = Space(saved, self.embedder.dimension, self._exact_up_to)
+            self._spaces.move_to_end(tenant)
             return found
 
     def spaces(self) -> dict[str | None, Space]:
@@ -200,9 +215,10 @@ class EmbeddingIndex:
             if event.kind == "reset":
                 space.clear()
             elif event.kind == "forget":
-                self._forget_files(tenant, space.drop(event.key))
-            elif event.kind == "trim":
-                self._trim(tenant, space, event)
+                space.drop(event.key)
+                self._forget_files(tenant)
+            elif event.kind == "trim" and event.session is not None:
+                self._trim(tenant, space, event, event.session)
             elif event.session is not None:
                 wanted |= self._enter(tenant, space, event, event.session)
         space.sweep()
@@ -221,6 +237,20 @@ class EmbeddingIndex:
                 space.complete.set()
             if space.changes - space.saved >= max(4 * _SAVE_FROM, _SAVE_SHARE * len(space.vectors)):
                 self._save(tenant, space)
+            self._make_room(tenant)
+
+    def _make_room(self, tenant: str | None) -> None:
+        """Let the least recently used tenants leave memory, but not this one."""
+        while True:
+            with self._lock:
+                held = sum(len(space.vectors) for space in self._spaces.values()) * 4 * self.embedder.dimension
+                oldest, space = next(iter(self._spaces.items()))
+            if held <= self._held_bytes or oldest == tenant:
+                return
+            with self.writing(oldest) as mine:
+                if mine and space.changes - space.saved >= _SAVE_FROM:
+                    self._save(oldest, space)
+            self.release(oldest)
 
     def forget(self, tenant: str | None, session: str, keys: Collection[str] | None) -> int:
         """Let a session's turns be found no more, now, and remove the files that hold their vectors; see `Index`."""
@@ -228,7 +258,7 @@ class EmbeddingIndex:
         with space.lock:
             found = space.catalogue.keys(session)
             removed = sum(space.drop(key) for key in found if keys is None or key in keys)
-        self._forget_files(tenant, removed)
+        self._forget_files(tenant)
         return removed
 
     def flush(self) -> None:
@@ -278,13 +308,13 @@ class EmbeddingIndex:
                     wanted[row] = _Wanted(row, event.key, session, turn.number, found, text)
         return wanted
 
-    def _trim(self, tenant: str | None, space: Space, event: TurnEvent) -> None:
+    def _trim(self, tenant: str | None, space: Space, event: TurnEvent, session: str) -> None:
+        """Drop turns that retention removed; their embeddings, too, which the store keeps apart from them."""
         with space.lock:
-            numbers = space.catalogue.numbers(event.key)
-            first, session = min(numbers, default=event.start), space.catalogue.session(event.key)
-        if session is not None and first < event.start:
-            self._pages.trim(tenant, session, event.key, event.start, first)
-            self._forget_files(tenant, space.drop(event.key, event.start))
+            first = min(space.catalogue.numbers(event.key), default=0)
+        self._pages.trim(tenant, session, event.key, event.start, first if first < event.start else 0)
+        space.drop(event.key, event.start)
+        self._forget_files(tenant)
 
     def _fill(self, tenant: str | None, space: Space, wanted: Sequence[_Wanted]) -> None:
         """Find or make the vectors of these turns."""
@@ -396,8 +426,9 @@ class EmbeddingIndex:
             else:
                 space.saved = changes
 
-    def _forget_files(self, tenant: str | None, removed: int) -> None:
-        if removed and self._vector_files(tenant).remove():
+    def _forget_files(self, tenant: str | None) -> None:
+        """Remove the files, for they may hold what was forgotten, also where another process wrote them."""
+        if self._vector_files(tenant).remove():
             space = self.space(tenant)
             with space.lock:
                 space.saved = 0
