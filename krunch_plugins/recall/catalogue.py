@@ -90,7 +90,8 @@ class Catalogue:
         turns = self._turns.get(key, {})
         gone = {number: row for number, row in turns.items() if before is None or number < before}
         for number, row in gone.items():
-            self._session[row], self._digest[row] = _GONE, 0
+            self._session[row] = _GONE
+            self._number[row] = self._time[row] = self._role[row] = self._digest[row] = 0
             self._metadata.pop(row, None)
             del turns[number]
         if before is None and key in self._positions:

@@ -12,7 +12,7 @@ from krunch_plugins.recall.voices import found
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
-    from krunch_plugins.recall.embedding_index import Space
+    from krunch_plugins.recall.embedding_space import Space
     from krunch_plugins.recall.vector_search import Vectors
     from krunch_plugins.turns import SearchHit, SearchQuery
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from krunch_plugins.recall.embedders import HashingEmbedder
 from krunch_plugins.recall.embedding import QueryVectors
-from krunch_plugins.recall.embedding_index import EmbeddingIndex
+from krunch_plugins.recall.embedding_index import HELD_BYTES, EmbeddingIndex
 from krunch_plugins.recall.following import Follower
 from krunch_plugins.recall.vectors import EXACT_UP_TO
 from krunch_plugins.recall.voices import found
@@ -61,9 +61,11 @@ class Model:
         follower: keeps the index in step.
     """
 
-    def __init__(self, store: TurnStore, files: IndexFiles, embedder: Embedder, exact_up_to: int) -> None:
+    def __init__(
+        self, store: TurnStore, files: IndexFiles, embedder: Embedder, exact_up_to: int, held_bytes: int
+    ) -> None:
         self.embedder = embedder
-        self.index = EmbeddingIndex(store, files, embedder, exact_up_to=exact_up_to)
+        self.index = EmbeddingIndex(store, files, embedder, exact_up_to=exact_up_to, held_bytes=held_bytes)
         self.queries = QueryVectors(embedder)
         self.follower = Follower(store, self.index, "vectors")
 
@@ -107,18 +109,26 @@ class Vectors:
         files: where index files lie.
         embedder: the model; None: `HashingEmbedder`.
         exact_up_to: vectors up to which search is exact.
+        held_bytes: bytes of vectors in memory over all tenants; those that were not used lately leave it.
     """
 
     def __init__(
-        self, store: TurnStore, files: IndexFiles, embedder: Embedder | None = None, *, exact_up_to: int = EXACT_UP_TO
+        self,
+        store: TurnStore,
+        files: IndexFiles,
+        embedder: Embedder | None = None,
+        *,
+        exact_up_to: int = EXACT_UP_TO,
+        held_bytes: int = HELD_BYTES,
     ) -> None:
-        self._store, self._files, self._exact_up_to = store, files, exact_up_to
+        self._store, self._files = store, files
+        self._limits = exact_up_to, held_bytes
         self._lock = threading.Lock()
-        self._model = Model(store, files, embedder or HashingEmbedder(), exact_up_to)
+        self._model = Model(store, files, embedder or HashingEmbedder(), *self._limits)
         self._before: Model | None = None
         self._asked: dict[str | None, float] = {}
         if not isinstance(self._model.embedder, HashingEmbedder):
-            self._before = _frozen(Model(store, files, HashingEmbedder(), exact_up_to))
+            self._before = _frozen(Model(store, files, HashingEmbedder(), *self._limits))
 
     def search(self, query: SearchQuery) -> Sequence[SearchHit]:
         """The nearest turns first, as far as they have any nearness; exact on what the query's filters leave."""
@@ -141,7 +151,8 @@ class Vectors:
     def version(self, tenant: str | None) -> Hashable:
         """Differs from before when the same query may have another answer."""
         model = self.answering(tenant)
-        return model.embedder.name, model.index.space(tenant).changes
+        space = model.index.space(tenant)
+        return model.embedder.name, space.serial, space.changes
 
     def flush(self, timeout: float | None = None) -> bool:
         """Have every turn embedded; False if an embedder is down, or time ran out."""
@@ -170,7 +181,7 @@ class Vectors:
         with self._lock:
             if embedder.name == self._model.embedder.name:
                 return
-            self._before, self._model = self._model, Model(self._store, self._files, embedder, self._exact_up_to)
+            self._before, self._model = self._model, Model(self._store, self._files, embedder, *self._limits)
             self._asked.clear()
             before = self._before
         _frozen(before)
@@ -197,15 +208,17 @@ class Vectors:
             asked, now = self._asked.get(tenant), time.monotonic()
             if asked is None or now - asked > _LOOK_AGAIN:
                 self._asked[tenant] = now
-        if asked is None or now - asked > _LOOK_AGAIN:
-            model.follower.wake(tenant)
         space = model.index.space(tenant)
+        first = not space.complete.is_set() and not space.awaited
+        if first or asked is None or now - asked > _LOOK_AGAIN:
+            model.follower.wake(tenant)
         if space.complete.is_set():
             if before is not None:
                 before.index.release(tenant)
             return model
         if before is not None and len(before.index.space(tenant).vectors):
             return before
-        if asked is None:
+        if first:
+            space.awaited = True
             space.complete.wait(_FIRST_WAIT)
         return model

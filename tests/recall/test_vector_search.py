@@ -600,3 +600,59 @@ def test_damaged_turns_do_not_keep_the_rest_out(home: Path) -> None:
         assert numbers(vectors, BIRDS[1], k=1) == [("fine", 1)]
         assert vectors.stats().vectors == 3
         vectors.close()
+
+
+def test_tenants_that_are_not_used_leave_memory(opened: Callable[..., tuple[ConversationStore, Vectors]]) -> None:
+    """Above the limit the tenant that was least recently used is let go; when it is asked again, all is there."""
+    embedder = Recording(dimension=64)
+    store, vectors = opened(embedder, held_bytes=64 * 4 * 100)
+    for tenant in ("a", "b", "c"):
+        store.append("s", many(60, seed=ord(tenant)), tenant=tenant)
+        assert vectors.flush()
+    held = vectors.answering("c").index.spaces()
+    assert set(held) & {"a", "b"} == set()
+    for tenant in ("a", "b", "c"):
+        text = many(60, seed=ord(tenant))[7]["content"]
+        assert numbers(vectors, text, k=1, tenant=tenant) == [("s", 7)]
+
+    assert max(embedder.texts[message["content"]] for message in many(60, seed=ord("a"))[8:]) == 1
+
+
+def test_files_of_another_process_keep_nothing_that_was_forgotten(
+    opened: Callable[..., tuple[ConversationStore, Vectors]], home: Path
+) -> None:
+    """Index files that hold a session which a process without a search forgot are replaced by the next that looks."""
+    store, vectors = opened()
+    store.append("s", many(400))
+    vectors.flush()
+    vectors.close()
+    assert index_files(home)
+    with ConversationStore(home) as elsewhere:
+        elsewhere.forget("s")
+    store, vectors = opened()
+    vectors.flush()
+
+    assert sum(path.stat().st_size for path in index_files(home)) < 50_000  # none, or one without vectors
+    assert vectors.stats().vectors == 0
+
+
+def test_trimming_reaches_embeddings_that_nobody_remembers(home: Path) -> None:
+    """Embeddings of trimmed turns leave the store also where the index did not know the turns any more."""
+    with ConversationStore(home, upkeep_seconds=0) as store:
+        vectors = Vectors(store, IndexFiles(store.directory))
+        store.append("s", many(300))
+        vectors.flush()
+        vectors.close()
+    for path in index_files(home):
+        path.unlink()
+    with ConversationStore(home, upkeep_seconds=0, retention_turns=20) as store:
+        vectors = Vectors(store, IndexFiles(store.directory))
+        store.append("other", says("a"))
+        vectors.flush()
+        store.expire()
+        vectors.flush()
+        pages = [store.get_state("s", f"embeddings/{page}") for page in range(3)]
+        vectors.close()
+
+    assert pages[:2] == [b"", b""]
+    assert pages[2]

@@ -521,7 +521,7 @@ def test_state_is_put_only_where_the_session_is_still_the_same(open_store: Calla
 
 
 def test_forgotten_appends_do_not_hide_what_came_after(open_store: Callable[..., ConversationStore]) -> None:
-    """However few events are asked for, none come only if nothing is new; what was appended and forgotten is skipped."""
+    """However few events are asked for, none come only if nothing is new; forgotten appends are skipped."""
     store = open_store()
     store.append("first", says("a"))
     _, cursor = store.since(None)
