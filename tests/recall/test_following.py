@@ -221,7 +221,12 @@ def test_forgetting_is_not_kept_waiting_by_a_build(store: ConversationStore, fol
     store.append("a", says(40))
     index, follower = follow(chunk=10)
     started, release = threading.Event(), threading.Event()
-    index.before = lambda: started.set() or (release.wait(10) and None)
+
+    def wait() -> None:
+        started.set()
+        release.wait(10)
+
+    index.before = wait
     follower.wake(None)
     started.wait(10)
     removed: list[int] = []
