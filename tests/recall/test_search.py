@@ -198,6 +198,19 @@ def test_a_repeated_query_is_answered_from_the_cache_until_something_changes(
     assert found() == (0, 1)
 
 
+def test_the_cache_is_not_reached_through_what_it_gives(open_krunch: Callable[..., Krunch]) -> None:
+    """Whoever changes a hit does not change what the same question finds next."""
+    krunch = open_krunch()
+    assert krunch.store is not None
+    krunch.store.append("s", [{"role": "user", "content": [{"type": "text", "text": "amber"}]}])
+    right = krunch.search("amber")
+    for _ in range(2):
+        (found,) = krunch.search("amber")
+        found.turn.message["content"][0]["text"] = "changed"
+
+    assert krunch.search("amber") == right
+
+
 def test_with_an_outside_plugin_nothing_is_cached(open_krunch: Callable[..., Krunch]) -> None:
     """What others find may change without a word to us."""
     krunch = open_krunch()
