@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import threading
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from krunch_plugins.errors import StoreBusy, StoreError
@@ -27,6 +28,8 @@ VERSION = 1
 HEAD = 30
 """Terms at the beginning of a turn that count for the windows it stands in: long turns would drown the others."""
 FILE = "words.db"
+MOST_OPEN = 64
+"""Databases that are open at a time; each takes some file handles."""
 
 LENGTH_BITS, NUMBER_BITS, SLOT_BITS = 3, 26, 34
 """What a row's id is made of: a digest of its session's name, the turn's number, and how long it is."""
@@ -60,17 +63,22 @@ class WordIndex:
         self._store, self._files, self._deleted = store, files, deleted
         self._lock = threading.Lock()
         self._settling: threading.Thread | None = None
-        self._databases: dict[str | None, IndexDatabase] = {}
+        self._databases: OrderedDict[str | None, IndexDatabase] = OrderedDict()  # the least recently used first
 
     def database(self, tenant: str | None) -> IndexDatabase:
         """A tenant's database."""
         with self._lock:
             found = self._databases.get(tenant)
-            if found is None:
-                path = self._files.folder(tenant) / FILE
-                version = VERSION << 8 | terms.VERSION
-                found = self._databases[tenant] = IndexDatabase(path, _prepare, version, add_functions)
-            return found
+            if found is not None:
+                self._databases.move_to_end(tenant)
+                return found
+            path = self._files.folder(tenant) / FILE
+            version = VERSION << 8 | terms.VERSION
+            found = self._databases[tenant] = IndexDatabase(path, _prepare, version, add_functions)
+            spare = self._databases.popitem(last=False)[1] if len(self._databases) > MOST_OPEN else None
+        if spare is not None:
+            spare.close()  # who still has it in hand opens it again
+        return found
 
     def cursor(self, tenant: str | None) -> str | None:
         """The cursor that was stored with what was applied last."""
@@ -217,7 +225,8 @@ def _holds(stored: str | None, wanted: str) -> bool:
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
-    connection.executescript(_TABLES)
+    for statement in _TABLES.split(";"):  # not `executescript`, which would end the transaction
+        connection.execute(statement)
 
 
 def encoded(text: str) -> bytes:
