@@ -139,7 +139,7 @@ class VectorFiles:
         if "graph" in state:
             try:
                 from krunch_plugins.recall.hnsw import GraphFile, HnswIndex
-            except ModuleNotFoundError:
+            except ImportError:
                 return None  # written where hnswlib was installed
             noted = state["graph"]
             graph = HnswIndex.load(

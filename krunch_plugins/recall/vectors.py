@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
@@ -255,7 +254,9 @@ class AdaptiveIndex:
         return self._index.ids()
 
     def _grow(self, exact: ExactIndex) -> None:
-        if find_spec("hnswlib") is None:
+        try:
+            from krunch_plugins.recall.hnsw import HnswIndex
+        except ImportError:  # not installed, or built for another machine
             if len(exact) > SLOW_FROM and self.missing is None:
                 self.missing = "hnswlib: pip install 'krunch-plugins[search]'"
                 log.warning(
@@ -263,8 +264,6 @@ class AdaptiveIndex:
                     SLOW_FROM, self.missing,
                 )  # fmt: skip
             return
-        from krunch_plugins.recall.hnsw import HnswIndex
-
         graph = HnswIndex(self.dimension)
         for keys, vectors in pieces(exact):
             graph.add(keys, vectors)

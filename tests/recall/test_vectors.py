@@ -337,8 +337,9 @@ def test_without_hnswlib_all_is_exact_and_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Without hnswlib an index stays exact whatever its size; a large one says once what would make it faster."""
-    monkeypatch.setitem(sys.modules, "hnswlib", None)
-    monkeypatch.setattr("krunch_plugins.recall.vectors.find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "hnswlib", None)  # an import raises ImportError
+    monkeypatch.delitem(sys.modules, "krunch_plugins.recall.hnsw", raising=False)
+    monkeypatch.delattr("krunch_plugins.recall.hnsw", raising=False)
     monkeypatch.setattr("krunch_plugins.recall.vectors.SLOW_FROM", 100)
     index, vectors = AdaptiveIndex(DIMENSION, exact_up_to=20), made(300)
     with caplog.at_level(logging.WARNING, "krunch"):
