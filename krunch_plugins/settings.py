@@ -75,6 +75,30 @@ class EfficiencySettings(BaseModel):
     force_compression: bool = Field(default=False, description="Buy new entries whatever they save.")
 
 
+class RecallSettings(BaseModel):
+    """How old turns are found again. Part of `Settings`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    voices: frozenset[Literal["words", "vectors", "topics"]] = Field(
+        default=frozenset({"words", "vectors"}),
+        description="What searches the history: words (BM25), vectors (embeddings), topics (warm places of the torus).",
+    )
+    weights: dict[str, float] = Field(
+        default={},
+        description="How much a search plugin counts in the fusion, by its name; those that are not named count 1.",
+    )
+    rank_constant: float = Field(
+        default=60.0, gt=0, description="Of the reciprocal-rank fusion: the higher, the less first ranks stand out."
+    )
+    depth: int = Field(
+        default=50, ge=1, description="Hits that each search plugin is asked for at least, before they are fused."
+    )
+    cached_queries: int = Field(
+        default=1024, ge=0, description="Answers that are remembered until something is appended. 0: none."
+    )
+
+
 class Settings(BaseModel):
     """All options, frozen. From keyword arguments, `Settings.load(file)`, or `Settings.from_environment()`.
 
@@ -152,6 +176,8 @@ class Settings(BaseModel):
         EfficiencySettings(),
         description="When to stop buying new entries, and how much is remembered for the statistics.",
     )
+
+    recall: RecallSettings = Field(RecallSettings(), description="How old turns are found again.")
 
     home: Path | None = Field(
         None,
@@ -325,6 +351,7 @@ def _allowed(field: FieldInfo) -> str:
         bool: "true or false",
         str: "a string",
         EfficiencySettings: "a table of settings",
+        RecallSettings: "a table of settings",
         dict[str, int]: "a table of whole numbers by model (in a variable: as JSON)",
         dict[str, float]: "a table of numbers by model (in a variable: as JSON)",
         dict[str, ModelPrice]: "a table of prices by model, each with input, output, cache_read and cache_write from 0 "

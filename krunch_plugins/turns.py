@@ -196,3 +196,15 @@ class Embedder(Protocol):
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors of the texts: float32, shape (len(texts), dimension). What it raises is retried later."""
+
+
+def characters(message: Message) -> int:
+    """Characters of the text that there is to work through: content and tool-call arguments."""
+    content, calls = message.get("content"), message.get("tool_calls")
+    texts = [content]
+    if isinstance(content, list):
+        texts += [part.get("text") for part in content if isinstance(part, dict)]
+    if isinstance(calls, list):
+        functions = [call.get("function") for call in calls if isinstance(call, dict)]
+        texts += [function.get("arguments") for function in functions if isinstance(function, dict)]
+    return sum(len(text) for text in texts if isinstance(text, str))
