@@ -6,7 +6,7 @@ import sys
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, get_args
 
 from krunch_plugins import tokens
 from krunch_plugins.recall.cut import Units
@@ -24,6 +24,7 @@ from krunch_plugins.recall.selection import (
 )
 from krunch_plugins.recall.terms import Weights, terms
 from krunch_plugins.recall.texts import text_of
+from krunch_plugins.settings import ContextMode
 from krunch_plugins.turns import SearchQuery
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
     from krunch_plugins.tokens import Tokenizer
     from krunch_plugins.turns import Message, SearchHit, Turn
-
-ContextMode = Literal["recent", "full", "smart"]
 
 RECENT_SHARE = 4
 """One of so many parts of a smart context's budget is for the newest turns, whatever else matters."""
@@ -83,29 +82,36 @@ class _Held(NamedTuple):
     stop: int
 
 
+class RecentTurns(Protocol):
+    """Gives the newest turns of a session."""
+
+    def __call__(self, session: str, n: int, *, tenant: str | None) -> list[Turn]:
+        """At most `n` of them, in order."""
+
+
 class HeldTurns:
     """A `ContextStore` over the newest turns in RAM, where there is no other.
 
     Args:
-        recent: the newest turns of a session, in order, at most so many: `recent(session, n, tenant)`.
+        recent: the newest turns of a session, in order, at most so many.
     """
 
-    def __init__(self, recent: Callable[[str, int, str | None], list[Turn]]) -> None:
+    def __init__(self, recent: RecentTurns) -> None:
         self._recent = recent
 
     def turns(self, session: str, start: int = 0, stop: int | None = None, *, tenant: str | None = None) -> list[Turn]:
         """Those of the turns that are held."""
-        held = self._recent(session, sys.maxsize, tenant)
+        held = self._recent(session, sys.maxsize, tenant=tenant)
         return [turn for turn in held if start <= turn.number and (stop is None or turn.number < stop)]
 
     def recent(self, session: str, n: int = 20, *, tokens: int | None = None, tenant: str | None = None) -> list[Turn]:
         """The newest turns; `tokens` is not looked at."""
         del tokens
-        return self._recent(session, n, tenant)
+        return self._recent(session, n, tenant=tenant)
 
     def info(self, session: str, tenant: str | None = None) -> SessionFacts | None:
         """The numbers of what is held."""
-        held = self._recent(session, sys.maxsize, tenant)
+        held = self._recent(session, sys.maxsize, tenant=tenant)
         return _Held("", held[0].number, held[-1].number + 1) if held else None
 
 
@@ -148,7 +154,11 @@ class Contexts:
     def make(
         self, session: str, mode: ContextMode, query: str | None, budget: int, tenant: str | None
     ) -> list[Message]:
-        """The messages of a context; `Krunch.context` says what they are."""
+        """The messages of a context; `Krunch.context` says what they are, and what is raised."""
+        if mode not in get_args(ContextMode):
+            raise ValueError(f"the mode of a context is {mode!r}; it can be {', '.join(get_args(ContextMode))}")
+        if budget < 1:
+            raise ValueError(f"the budget of a context is {budget} tokens; it must be 1 at least")
         if mode == "full":
             return [turn.message for turn in self._store.turns(session, tenant=tenant)]
         making = _Making(self, session, tenant, tokens.load(self._encoding, wait=True), budget)
@@ -197,9 +207,7 @@ class Contexts:
 class _Making:
     """One context in the making."""
 
-    def __init__(
-        self, contexts: Contexts, session: str, tenant: str | None, tokenizer: Tokenizer, budget: int
-    ) -> None:
+    def __init__(self, contexts: Contexts, session: str, tenant: str | None, tokenizer: Tokenizer, budget: int) -> None:
         self._all, self._session, self._tenant, self._tokenizer = contexts, session, tenant, tokenizer
         self._instructions = contexts.instructions(session, tenant)
         self._editions = {turn.number for turn in self._instructions}
@@ -274,25 +282,32 @@ class _Making:
         return self._with_old_turns(whole, hits, weights)
 
     def _with_old_turns(self, whole: _End, hits: Sequence[SearchHit], weights: Weights) -> list[Message]:
+        """Less of the end, and what was found before it."""
         end = self._least_end()
-        chosen: Chosen | None = None
-        for _ in range(3):  # what the end grows by when there is room left need not be recalled any more
-            kept = {turn.number for turn in end.turns}
-            old = [hit.turn for hit in hits if hit.turn.number not in kept][:RECALLED]
-            if not end.turns:  # the newest message is too large to stand there whole
-                old = [*(turn for turn in whole.turns[-2:] if turn not in old), *old]
-            candidates = [_candidate(turn, self._session) for turn in old]
-            chosen = choose(candidates, lambda one: self._beside(one, kept), weights, self.room - end.tokens,
-                            self._tokenizer)  # fmt: skip
-            if chosen is None:
-                return self.messages(whole)
+        chosen = self._choose(whole, end, hits, weights)
+        while chosen is not None:
             grown = self.end(self.room - chosen.tokens)
             if not {place.number for place in chosen.places} & {turn.number for turn in grown.turns}:
                 return self.messages(grown, chosen)
-            if len(grown.turns) <= len(end.turns):
-                break
-            end = grown
-        return self.messages(end, chosen)
+            # There is room for what was recalled where it stands, at the end; then it need not be quoted.
+            again = self._choose(whole, grown, hits, weights) if len(grown.turns) > len(end.turns) else None
+            if again is None:
+                return self.messages(end, chosen)
+            end, chosen = grown, again
+        return self.messages(whole)
+
+    def _choose(self, whole: _End, end: _End, hits: Sequence[SearchHit], weights: Weights) -> Chosen | None:
+        kept = {turn.number for turn in end.turns}
+        old = [hit.turn for hit in hits if hit.turn.number not in kept][:RECALLED]
+        if not end.turns:  # the newest message is too large to stand there whole
+            found = {turn.number for turn in old}
+            old = [*(turn for turn in whole.turns[-2:] if turn.number not in found), *old]
+
+        def beside(one: Candidate) -> Iterable[Candidate]:
+            return self._beside(one, kept)
+
+        candidates = [_candidate(turn, self._session) for turn in old]
+        return choose(candidates, beside, weights, self.room - end.tokens, self._tokenizer)
 
     def _least_end(self) -> _End:
         """What of the end there is in any case: a part of the budget, or one newest message that takes up to half."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from krunch_plugins.recall.terms import Weights
     from krunch_plugins.tokens import Tokenizer
 
-_PASSAGE = re.compile(r"[^\n]*?(?:[.!?。！？]+(?=\s)|\n|\Z)\s*", re.DOTALL)
+_PASSAGE = re.compile(r"[^\n]*?(?:[.!?\u3002\uff01\uff1f]+(?=\s)|\n|\Z)\s*", re.DOTALL)
 _LONGEST = 400
 """Characters of one passage; longer ones, such as minified code, are cut."""
 _LOOKED_AT = 200_000
@@ -52,7 +52,7 @@ def excerpt(text: str, weights: Weights, limit: int, tokenizer: Tokenizer) -> st
 
 
 def _with_neighbours(order: list[int], scores: list[float]) -> list[int]:
-    """What to take first: passages that hold words of the query, then what stands beside the best, then the beginning."""
+    """What to take first: passages that hold words of the query, then what is beside the best, then the beginning."""
     hits = [at for at in order if scores[at] > 0]
     beside = [near for at in hits for near in (at + 1, at - 1) if 0 <= near < len(scores)]
     return [*hits, *beside, *range(len(scores))]

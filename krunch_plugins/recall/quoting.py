@@ -35,16 +35,16 @@ _ROLES = {"user": "user", "assistant": "assistant", "tool": "tool", "function": 
 
 _LOOKALIKES = str.maketrans(
     {
-        **dict.fromkeys("‹〈⟨❮«˂ᐸ≺⧼⦑", "<"),
-        **dict.fromkeys("аαɑᴀ", "a"),
-        **dict.fromkeys("сϲᴄ", "c"),
-        **dict.fromkeys("ԁᴅ", "d"),
-        **dict.fromkeys("еҽεᴇ", "e"),
-        **dict.fromkeys("ӏʟןǀі", "l"),
-        **dict.fromkeys("пոɴη", "n"),
-        **dict.fromkeys("гʀᴦ", "r"),
-        **dict.fromkeys("тτᴛ", "t"),
-        **dict.fromkeys("υսᴜ", "u"),
+        **dict.fromkeys("\u2039\u3008\u27e8\u276e\u00ab\u02c2\u1438\u227a\u29fc\u2991", "<"),
+        **dict.fromkeys("\u0430\u03b1\u0251\u1d00", "a"),
+        **dict.fromkeys("\u0441\u03f2\u1d04", "c"),
+        **dict.fromkeys("\u0501\u1d05", "d"),
+        **dict.fromkeys("\u0435\u04bd\u03b5\u1d07", "e"),
+        **dict.fromkeys("\u04cf\u029f\u05df\u01c0\u0456", "l"),
+        **dict.fromkeys("\u043f\u0578\u0274\u03b7", "n"),
+        **dict.fromkeys("\u0433\u0280\u1d26", "r"),
+        **dict.fromkeys("\u0442\u03c4\u1d1b", "t"),
+        **dict.fromkeys("\u03c5\u057d\u1d1c", "u"),
     }
 )
 """Characters that look like those of our tags, after case folding."""

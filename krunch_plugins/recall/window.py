@@ -4,8 +4,9 @@ What leaves is decided from the message list alone (see `cut`), so any worker cu
 prefix breaks where a cut moves and nowhere else. What comes back depends on a search, which is not a function of the
 list: so it is recorded with the session before it is sent, and read again for every later request.
 
-Nothing leaves that could not be found again: a message leaves only if the store has it. So nothing leaves where there is
-no store, or no session by which to find it; such a request goes out whole, as without Krunch, and the report says why.
+Nothing leaves that could not be found again: a message leaves only if the store has it. So nothing leaves where there
+is no store, or no session by which to find it; such a request goes out whole, as without Krunch, and the report says
+why. (Rejected: to let messages leave there as well. The caller's own limit would never show, and the loss neither.)
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ class WindowStore(InsertStore, Protocol):
     def sessions(self, tenant: str | None = None) -> list[str]:
         """Ids of a tenant's sessions."""
 
+    def info(self, session: str, tenant: str | None = None) -> object | None:
+        """What is known of a session; None if there is none."""
+
 
 class _Plan(NamedTuple):
     """One request, and what becomes of it."""
@@ -71,7 +75,7 @@ class Window:
         settings: the options.
         store: where the turns are; None: nothing ever leaves.
         search: finds old turns.
-        record: has the store record a request before its reply has come.
+        record: has the store record a request before its reply has come; None where there is no store.
         has_plugins: whether other people's plugins have changed, or may have changed, what the messages say.
     """
 
@@ -80,7 +84,7 @@ class Window:
         settings: Settings,
         store: WindowStore | None,
         search: Callable[[SearchQuery], Sequence[SearchHit]],
-        record: Callable[[Exchange], None],
+        record: Callable[[Exchange], None] | None,
         has_plugins: Callable[[], bool],
     ) -> None:
         self._settings, self._store, self._record = settings, store, record
@@ -109,7 +113,7 @@ class Window:
 
     def forget(self, session: str, tenant: str | None) -> int:
         """Remove what quotes a forgotten session from the tenant's other sessions; how many inserts that were."""
-        if self._store is None or self._inserts is None:
+        if self._store is None or self._inserts is None or self._settings.context_sessions != "all":
             return 0
         sessions = self._store.sessions(tenant)
         return sum(self._inserts.drop_session(session, other, tenant) for other in sessions if other != session)
@@ -128,8 +132,8 @@ class Window:
         if not left:
             report.reason = "nothing_can_leave"
             return
-        if exchange.session is None or self._store is None:
-            report.reason = "no_store" if self._store is None else "no_session"
+        if exchange.session is None or self._store is None or self._record is None:
+            report.reason = "no_session" if exchange.session is None else "no_store"
             return
         report.reason, report.cuts, report.left = "left", cut.cuts, len(left)
         report.left_tokens = sum(lengths[at] for at in left)
@@ -143,19 +147,26 @@ class Window:
     def _send(self, plan: _Plan, limits: Limits) -> None:
         """Make sure that the store has what leaves, recall what matters, and put the request together."""
         assert self._inserts is not None
+        assert self._record is not None
         exchange, session = plan.exchange, plan.session
         record = self._inserts.of(session, exchange.tenant)
         stored = plan.keys[plan.cut.position - 1]
         if record.stored != stored:
             self._record(exchange)
             record = self._inserts.note_stored(stored, session, exchange.tenant)
-        inserts = plan.inserts(record)
+        inserts = {at: one for at, one in plan.inserts(record).items() if not self._is_forgotten(one, plan)}
         inserts = self._recall(plan, inserts, limits)
         report = plan.report
         report.inserts = len(inserts)
         report.recalled_tokens = sum(one.tokens for one in inserts.values())
         report.tokens_after += report.recalled_tokens
         _put_together(plan, inserts)
+
+    def _is_forgotten(self, insert: Insert, plan: _Plan) -> bool:
+        """Whether it quotes another session that is gone: then it is not sent again, whatever that costs."""
+        assert self._store is not None
+        others = {place.session for place in insert.places} - {plan.session}
+        return any(self._store.info(other, plan.exchange.tenant) is None for other in others)
 
     def _recall(self, plan: _Plan, inserts: dict[int, Insert], limits: Limits) -> dict[int, Insert]:
         """The inserts with what is recalled for the last message, if that is the user's."""

@@ -347,7 +347,7 @@ class Ledger:
             self.save(holder, record)
 
     def put_state_if(  # noqa: PLR0913 - as `put_state`
-        self, session: str, name: str, data: bytes, expect: bytes | None, tenant: str | None, now: float
+        self, session: str, name: str, data: bytes, tenant: str | None, now: float, *, expect: bytes | None
     ) -> bool:
         """`put_state`, if the session is there and `expect` is what it has under this name."""
         with self.cold.transaction():

@@ -269,7 +269,7 @@ class ConversationStore:
 
         No other process comes in between. A session that does not exist is not begun: it may just have been forgotten.
         """
-        return self._ledger(session).put_state_if(session, name, data, expect, tenant, self._clock())
+        return self._ledger(session).put_state_if(session, name, data, tenant, self._clock(), expect=expect)
 
     def stats(self) -> StoreStats:
         """What happened in this process since the store was opened, and what is held now."""
