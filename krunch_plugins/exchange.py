@@ -118,6 +118,7 @@ ContextReason = Literal[
     "no_store",
     "tokenizer_unavailable",
     "store_failed",
+    "error",
 ]
 """Why messages left a request, or did not.
 
@@ -129,6 +130,7 @@ ContextReason = Literal[
 - `no_store`: there is no store that would have what left; it is sent whole.
 - `tokenizer_unavailable`: tokens cannot be counted for this model now; it is sent whole.
 - `store_failed`: the store could not take or give what is needed; it is sent whole.
+- `error`: deciding failed; it is sent whole, and the `krunch` logger says with what.
 """
 
 RecallReason = Literal[

@@ -75,11 +75,15 @@ class Krunch:
         storage = StoragePlugin(self.store) if self.store else RecentTurnsPlugin(cast("RecentTurns", self._recent))
         self._recall = Recall(self.settings, self.store, embedder)
         record = storage.record_request if isinstance(storage, StoragePlugin) else None
-        window = Window(self.settings, self.store, self._find, record, lambda: self._plugins.has_outside("pre_request"))
+        window = Window(
+            self.settings, self.store, self._find_or_fail, record, lambda: self._plugins.has_outside("pre_request")
+        )
         keeper = {} if self.settings.context_window is None else {RecallPlugin.name: RecallPlugin(window)}
         parts = {**keeper, "compression": self._compression, **self._recall.plugins(), storage.name: storage}
         self._plugins = Plugins(parts)
-        self._contexts = Contexts(self.store or HeldTurns(self.recent), self._find, self.settings.default_encoding)
+        self._contexts = Contexts(
+            self.store or HeldTurns(self.recent), self._find_or_fail, self.settings.default_encoding
+        )
         if self.store is not None:
             self.store.on_evict(self._plugins.on_evict)
             self.store.on_forget(window.forget)
@@ -259,6 +263,11 @@ class Krunch:
     def _find(self, query: SearchQuery) -> list[SearchHit]:
         cacheable = not self._plugins.has_outside("on_search")
         return self._recall.search(query, self._plugins.on_search, cacheable=cacheable)
+
+    def _find_or_fail(self, query: SearchQuery) -> list[SearchHit]:
+        """`_find`; raises StoreError where all plugins failed, which is not to be taken for having found nothing."""
+        cacheable = not self._plugins.has_outside("on_search")
+        return self._recall.search(query, self._plugins.search_or_fail, cacheable=cacheable)
 
     def _tell_evicted(self, session: str, turns: list[Turn], reason: EvictReason, tenant: str | None) -> None:
         self._plugins.on_evict(session, turns, reason, tenant)

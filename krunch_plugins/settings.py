@@ -192,7 +192,10 @@ class Settings(BaseModel):
         0.125,
         ge=0,
         le=0.5,
-        description="Share of the window that is for recalled turns, all together, up to 0.5; 0: none are recalled.",
+        description=(
+            "Share of the window that is for recalled turns, all together, up to 0.5, but at least 400 tokens, or a "
+            "third of a small window; 0: none are recalled."
+        ),
     )
     context_sessions: Literal["this", "all"] = Field(
         "this",

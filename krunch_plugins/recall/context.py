@@ -20,6 +20,7 @@ from krunch_plugins.recall.selection import (
     Place,
     choose,
     is_in_window,
+    is_relevant,
     query_of,
 )
 from krunch_plugins.recall.terms import Weights, terms
@@ -266,18 +267,23 @@ class _Making:
     def smart(self, query: str | None) -> list[Message]:
         """The end of the conversation, and what matters of the rest if the query is not about that end."""
         whole = self.end(self.room)
-        text = query if query is not None else _last_question(whole.turns)
+        asked = next((turn for turn in reversed(whole.turns) if is_users(turn.message)), None)
+        text = query if query is not None else text_of(asked.message) if asked else ""
         if whole.whole or not text or self.room <= 0:
             return self.messages(whole)
         hits = self._hits(query_of(text), LOOKED_FOR)
         window = {turn.number for turn in whole.turns}
-        old = [hit for hit in hits if hit.turn.number not in window]
         said = [terms(text_of(turn.message)) for turn in whole.turns]
+        if asked is not None and text_of(asked.message) == text:  # it finds itself, and covers all that it says
+            hits = [hit for hit in hits if hit.turn.number != asked.number]
+            said.remove(terms(text))
+        old = [hit for hit in hits if hit.turn.number not in window]
         weights = Weights(text, [*said, *(terms(text_of(hit.turn.message)) for hit in old)])
         if not old or not weights:
             return self.messages(whole)
+        found = [_candidate(hit.turn, self._session) for hit in old[:RECALLED]]
         best = hits[0].turn.number in window
-        if is_in_window(weights, said, [_candidate(hit.turn, self._session) for hit in old[:RECALLED]], best=best):
+        if is_in_window(weights, said, found, best=best) or not is_relevant(weights, found, hits):
             return self.messages(whole)
         return self._with_old_turns(whole, hits, weights)
 
@@ -328,12 +334,6 @@ class _Making:
 def _candidate(turn: Turn, session: str) -> Candidate:
     role = str(turn.message.get("role", ""))
     return Candidate(Place(session, turn.number), role, turn.timestamp, text_of(turn.message))
-
-
-def _last_question(turns: Sequence[Turn]) -> str:
-    """What the user said last."""
-    asked = (text_of(turn.message) for turn in reversed(turns) if is_users(turn.message))
-    return next(asked, "")
 
 
 def _last_editions(turns: Iterable[Turn]) -> list[Turn]:

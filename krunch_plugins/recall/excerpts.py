@@ -59,14 +59,16 @@ def _with_neighbours(order: list[int], scores: list[float]) -> list[int]:
 
 
 def _join(passages: list[str], chosen: list[int]) -> str:
-    out: list[str] = []
-    for at, before in zip(chosen, [-1, *chosen], strict=False):
-        if at != before + 1:
-            out.append(f"{LEFT_OUT} ")
-        out.append(passages[at])
-    if chosen[-1] != len(passages) - 1:
-        out.append(f" {LEFT_OUT}")
-    return "".join(out).strip()
+    """The chosen passages, with a sign where there are others in between."""
+    runs: list[str] = []
+    for at, before in zip(chosen, [-2, *chosen], strict=False):
+        if at == before + 1:
+            runs[-1] += passages[at]
+        else:
+            runs.append(passages[at])
+    start = [LEFT_OUT] if chosen[0] else []
+    end = [LEFT_OUT] if chosen[-1] != len(passages) - 1 else []
+    return " ".join([*start, f" {LEFT_OUT} ".join(run.strip() for run in runs), *end])
 
 
 def _passages(text: str) -> list[str]:

@@ -14,6 +14,7 @@ from krunch_plugins.recall.selection import (
     Place,
     choose,
     is_in_window,
+    is_relevant,
     query_of,
 )
 from krunch_plugins.recall.terms import Weights, terms
@@ -99,6 +100,8 @@ class Recalling:
         weights = Weights(text, [*said, *(terms(one.text) for one in old)])
         if is_in_window(weights, said, old, best=known.holds(hits[0].turn, hits[0].session)):
             return "in_window", None
+        if not is_relevant(weights, old, hits):
+            return "nothing_found", None
         chosen = choose(old, lambda one: self._beside(one, request, known), weights, request.budget, request.tokenizer)
         return ("no_room", None) if chosen is None else ("recalled", chosen)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from krunch_plugins.tokens import Tokenizer
-    from krunch_plugins.turns import Message
+    from krunch_plugins.turns import Message, SearchHit
 
 LOOKED_FOR = 20
 """Hits that a search for context is asked for: some of them may be in the window already."""
@@ -32,8 +32,13 @@ _COVERED = 0.75
 """The window is taken to be what is asked about if the best hit is in it, and it has at least this much of the share of
 the query's words that the best old turn has."""
 
-_LEAST = 40
-"""Tokens that a turn gets at least, or all that it has; rather fewer turns than shreds."""
+_RELEVANT = 0.1
+"""Share of what a query says that the best old turn must have, if any was found by its words: with less they have only
+words in common that are everywhere. Nine of ten questions of the long-memory corpus have .3 and more."""
+
+_LEAST = 80
+"""Tokens that a turn gets at least, or all that it has: rather fewer turns than shreds. Measured on the long-memory
+corpus; with 40 more turns are touched and fewer held whole, above 100 neither gets better."""
 
 _BESIDE = 60
 """Tokens of a neighbour: enough to tell what a turn was said to."""
@@ -100,6 +105,18 @@ def is_in_window(weights: Weights, window: Iterable[Sequence[str]], old: Iterabl
         return False
     covered = max((weights.share(found) for found in window), default=0.0)
     return covered >= _COVERED * max((weights.share(terms(one.text)) for one in old), default=0.0)
+
+
+def is_relevant(weights: Weights, old: Iterable[Candidate], hits: Iterable[SearchHit]) -> bool:
+    """Whether any of the old turns has to do with the query.
+
+    Args:
+        weights: the query.
+        old: the turns.
+        hits: how they were found. Meaning needs no common words, so what no voice found by its words is let pass.
+    """
+    best = max((weights.share(terms(one.text)) for one in old), default=0.0)
+    return best >= _RELEVANT or not any("words" in hit.found_by for hit in hits)
 
 
 def choose(

@@ -15,7 +15,7 @@ import logging
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from krunch_plugins import tokens
-from krunch_plugins.errors import TokenizerUnavailable
+from krunch_plugins.errors import StoreError, TokenizerUnavailable
 from krunch_plugins.exchange import ContextReport
 from krunch_plugins.recall.cut import Cut, Limits, find_cut
 from krunch_plugins.recall.inserts import Insert, Inserts, InsertStore, Record
@@ -25,7 +25,7 @@ from krunch_plugins.recall.recalling import Recalling, Request
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from krunch_plugins.exchange import Exchange
+    from krunch_plugins.exchange import ContextReason, Exchange
     from krunch_plugins.settings import Settings
     from krunch_plugins.tokens import Tokenizer
     from krunch_plugins.turns import Message, SearchHit, SearchQuery, Turn
@@ -34,6 +34,15 @@ log = logging.getLogger("krunch")
 
 _LEAST_PART = 4
 """An insert may take half of what is left for recalled turns, or one of so many parts of all, whichever is more."""
+
+_LEAST_RECALLED, _SMALL_WINDOW = 400, 3
+"""Tokens that are for recalled turns at least, in a small window one of so many parts of it: with less, what frames a
+quote would be most of it. One insert may take as many, if they are left."""
+
+
+def _for_recalled(window: int, share: float) -> int:
+    """Tokens of a window that are for recalled turns."""
+    return max(int(window * share), min(_LEAST_RECALLED, window // _SMALL_WINDOW)) if share else 0
 
 
 class WindowStore(InsertStore, Protocol):
@@ -105,11 +114,11 @@ class Window:
         except TokenizerUnavailable as error:
             log.warning("%s", error)
             report.reason = "tokenizer_unavailable"
-        except Exception as error:  # noqa: BLE001 - a request fails open, whatever the store or a plugin's search raise
+        except Exception as error:  # noqa: BLE001 - a request fails open, whatever the store or the messages do
             log.warning("the window failed with %s; the request is sent whole", type(error).__name__)
-            exchange.report.context = ContextReport(
-                window, "store_failed", tokens_before=report.tokens_before, tokens_after=report.tokens_before
-            )
+            reason: ContextReason = "store_failed" if isinstance(error, (StoreError, OSError)) else "error"
+            whole = report.tokens_before
+            exchange.report.context = ContextReport(window, reason, tokens_before=whole, tokens_after=whole)
 
     def forget(self, session: str, tenant: str | None) -> int:
         """Remove what quotes a forgotten session from the tenant's other sessions; how many inserts that were."""
@@ -126,7 +135,7 @@ class Window:
         report.tokens_before = report.tokens_after = sum(lengths)
         if report.tokens_before <= window:
             return
-        limits = Limits(window, int(window * self._settings.context_recall), self._settings.context_pinned)
+        limits = Limits(window, _for_recalled(window, self._settings.context_recall), self._settings.context_pinned)
         cut = find_cut(messages, lengths, limits)
         left = [at for at, message in enumerate(messages) if cut.leaves(at, message)]
         if not left:
@@ -181,7 +190,7 @@ class Window:
         elif not is_users(exchange.messages[last]):
             report.recall = "not_the_users"
         else:
-            budget = min(left, max(left // 2, limits.recalled // _LEAST_PART))
+            budget = min(left, max(left // 2, limits.recalled // _LEAST_PART, _LEAST_RECALLED))
             inserts = self._recall_anew(plan, inserts, budget)
         return inserts
 
