@@ -89,11 +89,21 @@ class RecallSettings(BaseModel):
         default={},
         description="How much a search plugin counts in the fusion, by its name; those that are not named count 1.",
     )
+    window_weight: float = Field(
+        default=1.0,
+        ge=0,
+        description="What the words around a turn count beside its own: two turns before, one after. 0: nothing.",
+    )
     rank_constant: float = Field(
         default=60.0, gt=0, description="Of the reciprocal-rank fusion: the higher, the less first ranks stand out."
     )
     depth: int = Field(
         default=50, ge=1, description="Hits that each search plugin is asked for at least, before they are fused."
+    )
+    wait_seconds: float = Field(
+        default=30.0,
+        ge=0,
+        description="Seconds that a search waits while the index of words is built; then it uses what is there.",
     )
     cached_queries: int = Field(
         default=1024, ge=0, description="Answers that are remembered until something is appended. 0: none."

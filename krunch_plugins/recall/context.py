@@ -23,8 +23,8 @@ from krunch_plugins.recall.selection import (
     is_relevant,
     query_of,
 )
-from krunch_plugins.recall.terms import Weights, terms
 from krunch_plugins.recall.texts import text_of
+from krunch_plugins.recall.weights import Weights, words
 from krunch_plugins.settings import ContextMode
 from krunch_plugins.turns import SearchQuery
 
@@ -273,12 +273,12 @@ class _Making:
             return self.messages(whole)
         hits = self._hits(query_of(text), LOOKED_FOR)
         window = {turn.number for turn in whole.turns}
-        said = [terms(text_of(turn.message)) for turn in whole.turns]
+        said = [words(text_of(turn.message)) for turn in whole.turns]
         if asked is not None and text_of(asked.message) == text:  # it finds itself, and covers all that it says
             hits = [hit for hit in hits if hit.turn.number != asked.number]
-            said.remove(terms(text))
+            said.remove(words(text))
         old = [hit for hit in hits if hit.turn.number not in window]
-        weights = Weights(text, [*said, *(terms(text_of(hit.turn.message)) for hit in old)])
+        weights = Weights(text, [*said, *(words(text_of(hit.turn.message)) for hit in old)])
         if not old or not weights:
             return self.messages(whole)
         found = [_candidate(hit.turn, self._session) for hit in old[:RECALLED]]

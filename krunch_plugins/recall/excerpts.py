@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from krunch_plugins.recall.messages import count
 from krunch_plugins.recall.quoting import LEFT_OUT
-from krunch_plugins.recall.terms import terms
+from krunch_plugins.recall.weights import words
 
 if TYPE_CHECKING:
-    from krunch_plugins.recall.terms import Weights
+    from krunch_plugins.recall.weights import Weights
     from krunch_plugins.tokens import Tokenizer
 
 _PASSAGE = re.compile(r"[^\n]*?(?:[.!?\u3002\uff01\uff1f]+(?=\s)|\n|\Z)\s*", re.DOTALL)
@@ -35,7 +35,7 @@ def excerpt(text: str, weights: Weights, limit: int, tokenizer: Tokenizer) -> st
     if count(text, tokenizer) <= limit:
         return text
     passages = _passages(text[:_LOOKED_AT])
-    scores = [weights.of(terms(passage)) for passage in passages]
+    scores = [weights.of(words(passage)) for passage in passages]
     sizes = [count(passage, tokenizer) for passage in passages]
     gap = count(f" {LEFT_OUT} ", tokenizer)
     chosen: set[int] = set()

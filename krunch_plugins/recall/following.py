@@ -133,6 +133,11 @@ class Follower:
                 time.sleep(_BUSY)
         return True
 
+    def position(self, tenant: str | None, cursor: str | None) -> str | None:
+        """Something that differs from before when the store has changed, or the index has another cursor."""
+        after = self._store.since(cursor, tenant=tenant, limit=1)[1] if cursor is not None else None
+        return f"{cursor}>{after}"
+
     def wake(self, tenant: str | None) -> None:
         """Have the background thread catch up with a tenant. What has failed waits until it is tried again."""
         self._after_fork()
@@ -196,11 +201,16 @@ class Follower:
         if not self._at_once or tenant in self._building:
             self.wake(tenant)
             return
-        lock = self._locks[tenant]
-        with lock:
-            events, _ = self._store.since(self._index.cursor(tenant), tenant=tenant)
-            if _turns(events) > AT_ONCE or (events and not self._take_in(tenant)):
-                self.wake(tenant)
+        with self._work:
+            lock = self._locks[tenant]
+        try:
+            with lock:
+                events, _ = self._store.since(self._index.cursor(tenant), tenant=tenant)
+                if _turns(events) > AT_ONCE or (events and not self._take_in(tenant)):
+                    self.wake(tenant)
+        except Exception as error:  # noqa: BLE001 - the turns are stored; the index can come later
+            self._failed(tenant, error)
+            self.wake(tenant)
 
     def _news(self, tenant: str | None) -> bool:
         cursor = self._index.cursor(tenant)

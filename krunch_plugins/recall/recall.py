@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from krunch_plugins.recall.voices import Voice
-    from krunch_plugins.settings import Settings
+    from krunch_plugins.settings import RecallSettings, Settings
     from krunch_plugins.turns import Embedder, SearchHit, SearchQuery, TurnStore
 
     Ask = Callable[[SearchQuery], Mapping[str, Sequence[SearchHit]]]
@@ -36,7 +36,7 @@ class Recall:
         self._voices: dict[str, Voice] = {}
         self._cache = QueryCache(self._settings.cached_queries)
         if store is not None and self._files is not None:
-            self._voices = _voices(self._settings.voices, store, self._files, embedder)
+            self._voices = _voices(self._settings, store, self._files, embedder)
             store.on_forget(self._forget)
 
     def plugins(self) -> dict[str, object]:
@@ -98,12 +98,14 @@ def _passes(query: SearchQuery, hit: SearchHit) -> bool:
     return hit.turn.message is UNREAD or passes(query, hit.session, hit.turn)
 
 
-def _voices(names: frozenset[str], store: TurnStore, files: IndexFiles, embedder: Embedder | None) -> dict[str, Voice]:
+def _voices(
+    settings: RecallSettings, store: TurnStore, files: IndexFiles, embedder: Embedder | None
+) -> dict[str, Voice]:
     """The voices that the settings ask for."""
     del embedder  # the vectors take it
     voices: dict[str, Voice] = {}
-    if "words" in names:
+    if "words" in settings.voices:
         from krunch_plugins.recall.words import Words
 
-        voices["words"] = Words(store, files)
+        voices["words"] = Words(store, files, settings)
     return voices

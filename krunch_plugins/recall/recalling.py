@@ -17,8 +17,8 @@ from krunch_plugins.recall.selection import (
     is_relevant,
     query_of,
 )
-from krunch_plugins.recall.terms import Weights, terms
 from krunch_plugins.recall.texts import text_of
+from krunch_plugins.recall.weights import Weights, words
 from krunch_plugins.turns import SearchQuery
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Recalling:
         """
         messages = request.exchange.messages
         text = text_of(messages[-1])
-        if not terms(text):
+        if not words(text):
             return "nothing_asked", None
         if request.budget <= 0:
             return "no_room", None
@@ -96,8 +96,8 @@ class Recalling:
         if not old:
             return ("in_window" if hits and known.holds(hits[0].turn, hits[0].session) else "nothing_found"), None
         kept = [message for at, message in enumerate(messages[:-1]) if not request.cut.leaves(at, message)]
-        said = [terms(text_of(message)) for message in kept[-_COMPARED:]]
-        weights = Weights(text, [*said, *(terms(one.text) for one in old)])
+        said = [words(text_of(message)) for message in kept[-_COMPARED:]]
+        weights = Weights(text, [*said, *(words(one.text) for one in old)])
         if is_in_window(weights, said, old, best=known.holds(hits[0].turn, hits[0].session)):
             return "in_window", None
         if not is_relevant(weights, old, hits):

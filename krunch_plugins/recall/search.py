@@ -6,7 +6,7 @@ import json
 import threading
 from collections import OrderedDict
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
@@ -53,11 +53,13 @@ def passes(query: SearchQuery, session: str, turn: Turn) -> bool:
         and (query.after is None or turn.timestamp >= query.after)
         and (query.before is None or turn.timestamp < query.before)
         and (query.roles is None or turn.message.get("role") in query.roles)
-        and (
-            query.metadata is None
-            or all(key in turn.metadata and turn.metadata[key] == value for key, value in query.metadata.items())
-        )
+        and holds(turn.metadata, query.metadata or {})
     )
+
+
+def holds(metadata: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether metadata has all of what is wanted."""
+    return all(key in metadata and metadata[key] == value for key, value in wanted.items())
 
 
 class QueryCache:

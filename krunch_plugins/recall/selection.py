@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from krunch_plugins.recall.excerpts import excerpt
 from krunch_plugins.recall.messages import MESSAGE_TOKENS, count
 from krunch_plugins.recall.quoting import Quote, disarm, quote
-from krunch_plugins.recall.terms import Weights, terms
+from krunch_plugins.recall.weights import Weights, words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -104,7 +104,7 @@ def is_in_window(weights: Weights, window: Iterable[Sequence[str]], old: Iterabl
     if not best:
         return False
     covered = max((weights.share(found) for found in window), default=0.0)
-    return covered >= _COVERED * max((weights.share(terms(one.text)) for one in old), default=0.0)
+    return covered >= _COVERED * max((weights.share(words(one.text)) for one in old), default=0.0)
 
 
 def is_relevant(weights: Weights, old: Iterable[Candidate], hits: Iterable[SearchHit]) -> bool:
@@ -115,7 +115,7 @@ def is_relevant(weights: Weights, old: Iterable[Candidate], hits: Iterable[Searc
         old: the turns.
         hits: how they were found. Meaning needs no common words, so what no voice found by its words is let pass.
     """
-    best = max((weights.share(terms(one.text)) for one in old), default=0.0)
+    best = max((weights.share(words(one.text)) for one in old), default=0.0)
     return best >= _RELEVANT or not any("words" in hit.found_by for hit in hits)
 
 

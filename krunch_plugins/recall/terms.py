@@ -1,91 +1,74 @@
-"""The words of a text that say what it is about, and how much each of them says."""
+"""Terms: what of a text is searched by its words. The same for what is stored and for what is asked."""
 
 from __future__ import annotations
 
-import math
 import re
-from typing import TYPE_CHECKING
+import unicodedata
+from functools import lru_cache
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+VERSION = 1
+"""Of what `terms` gives; another one makes every stored index stale."""
+LONGEST = 64
+"""Characters of a term; what is longer (encoded data, mostly) is cut."""
 
-STOP_WORDS = frozenset(
-    """
-    a about above after again all also am an and any anyway are as ask at back be because been before being below
-    between both but by can cannot continue could did do does doing done down during each else ever every few fine for
-    from further get give go going good got great had has have having he hello help her here hers hey hi him his how i
-    if in into is it its itself just keep kindly know later less let like look make makes many may maybe me mean might
-    mine more most much must my need never next nice no nor not now of off ok okay on once one only or other our ours
-    out over own perfect please put really remember right said same say see shall she should show so some something
-    still such sure take tell than thank thanks that the their theirs them then there these they thing things think
-    this those through to too try under until up us use very want was way we well were what whatever when where which
-    while who whom whose why will with without would yes yet you your yours
-    ve re ll don didn doesn isn aren wasn couldn wouldn shouldn won t s d m
-    """.split()  # noqa: SIM905 - a list of words reads better as text
+_STOP_WORDS = """
+    a about above after again against ain all also am an and any are aren as at be because been before being
+    below between both but by can cannot could couldn d did didn do does doesn doing don down during each few
+    for from further had hadn has hasn have haven having he her here hers herself him himself his how i if in
+    into is isn it its itself just ll m me more most my myself no nor not now of off on once only or other our
+    ours ourselves out over own re s same shan she should shouldn so some such t than that the their theirs
+    them themselves then there these they this those through to too under until up ve very was wasn we were
+    weren what when where which while who whom why will with won would wouldn you your yours yourself
+    yourselves
+"""
+STOP_WORDS = frozenset(_STOP_WORDS.split())
+"""English function words. They stand in nearly every turn: they tell nothing apart, and cost a third of the index."""
+
+# Scripts without spaces between words: Thai, Lao, Myanmar, Khmer, kana, Han; and Hangul, whose particles stick.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1100-\u11ff\u3005-\u3007\u3040-\u30ff\u3130-\u318f\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff"
 )
-"""English words that say nothing by themselves. Those of other languages are told by how often they occur."""
-
-_WORD = re.compile(r"[^\W_]+")
-_CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]+")
+_ASCII_WORD = re.compile(r"[a-z0-9]+")
 
 
 def terms(text: str) -> list[str]:
-    """The words of a text but for stop words, in order: case and common English endings dropped.
+    """The terms of a text, in order: words in small letters without accents; stop words are left out.
 
-    Scripts without spaces give pairs of neighbouring characters.
+    Text in a script without spaces becomes its pairs of neighbouring characters, and the last character of each run by
+    itself, so that one character is found as the beginning of a term.
     """
+    if text.isascii():
+        return [word[:LONGEST] for word in _ASCII_WORD.findall(text.lower()) if word not in STOP_WORDS]
     found: list[str] = []
-    for word in _WORD.findall(text.casefold()):
-        if word.isascii():
-            if word not in STOP_WORDS:
-                found.append(_stem(word))
-        elif runs := _CJK.findall(word):
-            for run in runs:
-                found += [run[at : at + 2] for at in range(max(len(run) - 1, 1))]
-        else:
-            found.append(word)
+    words, unspaced, accents = _patterns()
+    folded = unicodedata.normalize("NFKC", accents.sub("", unicodedata.normalize("NFKD", text.casefold())))
+    for word in words.findall(folded):
+        for piece in unspaced.split(word):
+            if not piece:
+                continue
+            if unspaced.fullmatch(piece):
+                found += [piece[at : at + 2] for at in range(len(piece))]
+            elif piece not in STOP_WORDS:
+                found.append(piece[:LONGEST])
     return found
 
 
-def _stem(word: str) -> str:
-    """The word without an ending of plural, tense or the gerund; close enough to compare what people write."""
-    if len(word) <= 3 or not word.isalpha():  # noqa: PLR2004 - shorter words have no ending to lose
-        return word
-    for ending, instead in (("ies", "y"), ("sses", "ss"), ("ing", ""), ("ed", ""), ("es", ""), ("s", "")):
-        if word.endswith(ending) and not word.endswith("ss") and len(word) - len(ending) >= 3:  # noqa: PLR2004 - as above
-            word = word.removesuffix(ending) + instead
-            break
-    return word.removesuffix("e") if len(word) > 3 else word  # noqa: PLR2004 - as above
+@lru_cache(maxsize=1)
+def _patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
+    r"""What is a word, what is a run of an unspaced script, what is an accent.
 
-
-class Weights:
-    """How much each term of a query says: little where most texts have it.
-
-    Args:
-        query: what is asked.
-        texts: the terms of what there is to compare with; a sample will do.
+    `\w` leaves out combining marks, which are vowels in the scripts of India; accents over Latin, Greek and Cyrillic
+    letters are dropped instead.
     """
+    marks = "".join(chr(code) for code in range(0x0370, 0x10000) if unicodedata.category(chr(code)) in ("Mn", "Mc"))
+    return (
+        re.compile(rf"[^\W_](?:[^\W_]|[{re.escape(marks)}])*"),
+        re.compile(f"([{_UNSPACED}]+)"),
+        re.compile("[\u0300-\u036f]+"),
+    )
 
-    def __init__(self, query: str, texts: Iterable[Iterable[str]]) -> None:
-        wanted = set(terms(query))
-        counts = dict.fromkeys(wanted, 0)
-        total = 0
-        for text in texts:
-            total += 1
-            for term in wanted.intersection(text):
-                counts[term] += 1
-        self._weights: Mapping[str, float] = {
-            term: math.log(1 + (total - count + 0.5) / (count + 0.5)) for term, count in counts.items()
-        }
-        self._whole = sum(self._weights.values())
 
-    def __bool__(self) -> bool:
-        return bool(self._weights)
-
-    def of(self, found: Iterable[str]) -> float:
-        """What the terms of the query that are among `found` say together."""
-        return sum(self._weights[term] for term in self._weights.keys() & set(found))
-
-    def share(self, found: Iterable[str]) -> float:
-        """The same as a share of all that the query says; 0 to 1."""
-        return self.of(found) / self._whole if self._whole else 0.0
+def is_unspaced(term: str) -> bool:
+    """Whether a term is a character of a script without spaces, so that it may be the beginning of others."""
+    return len(term) == 1 and _patterns()[1].fullmatch(term) is not None
