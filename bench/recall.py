@@ -3,8 +3,8 @@
     python bench/recall.py quality CORPUS    share of evidence found, by set and category, with and without each part
     python bench/recall.py speed             100,000 turns in 1,000 sessions: indexing, appending, searching
 
-CORPUS is a folder with pairs of files NAME.jsonl and NAME_qa.jsonl, as the corpus has them; bench/data has questions about
-the conversations of `chat.jsonl`. What else there is, see recall_sets.py.
+CORPUS is a folder with pairs of files NAME.jsonl and NAME_qa.jsonl, as the corpus has them; bench/data has questions
+about the conversations of `chat.jsonl`. What else there is, see recall_sets.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import recall_sets
 
 from krunch_plugins import Krunch, Settings, Turn
-from krunch_plugins.recall.terms import terms
+from krunch_plugins.recall.word_terms import terms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 ARMS: dict[str, dict[str, Any]] = {
     "words, turns only": {"voices": ["words"], "window_weight": 0.0},
     "words (with windows)": {"voices": ["words"]},
+    "vectors": {"voices": ["vectors"]},
+    "topics": {"voices": ["topics"]},
+    "words + vectors, equal": {"voices": ["words", "vectors"], "weights": {"words": 1.0, "vectors": 1.0}},
+    "words + topics": {"voices": ["words", "topics"]},
+    "words + vectors + topics": {"voices": ["words", "vectors", "topics"]},
     "default": {},
 }
 DEPTHS = (5, 10, 20)
@@ -69,7 +74,9 @@ def _ask(krunch: Krunch, question: Question) -> list[int]:
 def _figures(results: list[tuple[Question, list[int]]]) -> list[float]:
     """The mean share of evidence found at each depth, and the mean reciprocal rank of the first."""
     shares = [
-        statistics.fmean(len(question.evidence & set(found[:depth])) / len(question.evidence) for question, found in results)
+        statistics.fmean(
+            len(question.evidence & set(found[:depth])) / len(question.evidence) for question, found in results
+        )
         for depth in DEPTHS
     ]
     ranks = [next((i for i, number in enumerate(found, 1) if number in q.evidence), 0) for q, found in results]
@@ -110,11 +117,16 @@ def speed(turns: int, sessions: int, words: Path | None) -> None:
             _report("query over all sessions", [lambda q=q: krunch.search(q) for q in queries])
             _report("the same again", [lambda q=q: krunch.search(q) for q in queries])
             batch = [[_message(chance, vocabulary)] for _ in range(300)]
-            _report("append a turn", [lambda m=m, s=s: store.append(s, m) for (_, s), m in zip(pairs, batch, strict=False)])
+            _report(
+                "append a turn", [lambda m=m, s=s: store.append(s, m) for (_, s), m in zip(pairs, batch, strict=False)]
+            )
         with Krunch(Settings(home=home, recall={"voices": []})) as krunch:
             assert krunch.store is not None
             store = krunch.store
-            _report("append, not indexed", [lambda m=m, s=s: store.append(s, m) for (_, s), m in zip(pairs, batch, strict=False)])
+            _report(
+                "append, not indexed",
+                [lambda m=m, s=s: store.append(s, m) for (_, s), m in zip(pairs, batch, strict=False)],
+            )
 
 
 def _vocabulary(chance: random.Random, words: Path | None) -> list[str]:
@@ -141,7 +153,8 @@ def _report(what: str, calls: Sequence[Callable[[], object]]) -> None:
     spent.sort()
     waited.sort()
     middle, late = len(calls) // 2, int(len(calls) * 0.95)
-    print(f"{what:26} p50 {spent[middle]:7.2f} ms  p95 {spent[late]:7.2f} ms CPU   (clock {waited[middle]:.2f}, {waited[late]:.2f})")
+    cpu = f"{what:26} p50 {spent[middle]:7.2f} ms  p95 {spent[late]:7.2f} ms CPU"
+    print(f"{cpu}   (clock {waited[middle]:.2f}, {waited[late]:.2f})")
 
 
 def main() -> None:

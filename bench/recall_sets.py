@@ -1,10 +1,10 @@
 """Questions about conversations, and the turns that hold their answers: read from files, or derived from what happened.
 
-A file `NAME_qa.jsonl` belongs to the conversations in `NAME.jsonl`, both as the corpus has them. The derived sets need no
-questions: in an agent's conversation, a tool call needs values (ids, paths) that were said long before. The question is
-what was said right before the call, without these values; the evidence are the turns that first held them. That is
-what an agent would have to recall if its window were short. It is another task than answering a person's question, and no
-substitute for a labelled conversational set.
+A file `NAME_qa.jsonl` belongs to the conversations in `NAME.jsonl`, both as the corpus has them. The derived set needs
+no questions: in an agent's conversation, a tool call needs values (ids, paths) that were said long before. The question
+is what was said right before the call, without these values; the evidence are the turns that first held them. That is
+what an agent would have to recall if its window were short. It is another task than answering a person's question, and
+no substitute for a labelled conversational set.
 """
 
 from __future__ import annotations

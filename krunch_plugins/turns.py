@@ -171,6 +171,13 @@ class TurnStore(TurnLog, StateStore, Protocol):
     def recent(self, session: str, n: int = 20, *, tokens: int | None = None, tenant: str | None = None) -> list[Turn]:
         """The newest turns, in order."""
 
+    def put_state_if(self, session: str, name: str, data: bytes, *, key: str, tenant: str | None = None) -> bool:
+        """`put_state`, unless the session is not there or no longer the one of this key (`TurnEvent.key`).
+
+        It does not count as use. Returns whether it was done: what is derived from a session in the background must not
+        begin it again after it was forgotten.
+        """
+
     def sessions(self, tenant: str | None = None) -> list[str]:
         """Ids of a tenant's sessions, the last used first."""
 
@@ -184,7 +191,9 @@ class TurnStore(TurnLog, StateStore, Protocol):
 class Embedder(Protocol):
     """Turns texts into vectors. Near meanings should get near vectors (by cosine).
 
-    Called in batches, from a background thread and from the thread of a search, possibly at the same time.
+    Called in batches, from a background thread and from the thread of a search, possibly at the same time. It may also
+    have `batch_size`, how many texts it likes in a call, and `embed_query(text)`, which gives the vector of a query,
+    shape (dimension,), where that is not made as a document's is.
 
     Attributes:
         name: names the model for good; vectors of another name are never compared with these.

@@ -33,7 +33,7 @@ class InsertStore(Protocol):
     def get_state(self, session: str, name: str, *, tenant: str | None = None) -> bytes | None:
         """What was last put under this name, or None."""
 
-    def put_state_if(
+    def swap_state(
         self, session: str, name: str, data: bytes, *, expect: bytes | None, tenant: str | None = None
     ) -> bool:
         """Keep `data` if `expect` is what lies there; whether it was. A session that is not there is not begun."""
@@ -163,6 +163,6 @@ class Inserts:
             new = change(old)
             if new == old and (before is not None or new == Record()):
                 return old
-            if self._store.put_state_if(session, STATE_NAME, new.to_bytes(), expect=before, tenant=tenant):
+            if self._store.swap_state(session, STATE_NAME, new.to_bytes(), expect=before, tenant=tenant):
                 return new
         raise StoreError("what was recalled could not be recorded: the session is gone, or others kept changing it")

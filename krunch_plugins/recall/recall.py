@@ -102,10 +102,19 @@ def _voices(
     settings: RecallSettings, store: TurnStore, files: IndexFiles, embedder: Embedder | None
 ) -> dict[str, Voice]:
     """The voices that the settings ask for."""
-    del embedder  # the vectors take it
     voices: dict[str, Voice] = {}
     if "words" in settings.voices:
         from krunch_plugins.recall.words import Words
 
         voices["words"] = Words(store, files, settings)
+    if settings.voices & {"vectors", "topics"}:
+        from krunch_plugins.recall.vector_search import Vectors
+
+        vectors = Vectors(store, files, embedder)
+        if "vectors" in settings.voices:
+            voices["vectors"] = vectors
+        if "topics" in settings.voices:
+            from krunch_plugins.recall.topic_search import Topics
+
+            voices["topics"] = Topics(vectors, owner="vectors" not in settings.voices)
     return voices

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from krunch_plugins.recall.terms import terms
+from krunch_plugins.recall.word_terms import terms
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from krunch_plugins.errors import FrameDamaged, StoreBusy, StoreError
-from krunch_plugins.recall import terms
+from krunch_plugins.recall import word_terms as terms
 from krunch_plugins.recall.database import WAIT, DatabaseReplaced, IndexDatabase
 from krunch_plugins.recall.search import holds
 from krunch_plugins.recall.texts import text_of

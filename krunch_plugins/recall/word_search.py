@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from krunch_plugins.recall import terms
+from krunch_plugins.recall import word_terms as terms
 from krunch_plugins.recall.word_index import LENGTH_BITS, slot_of, span
 
 if TYPE_CHECKING:

@@ -190,7 +190,7 @@ def test_what_cannot_be_recorded_is_not_sent(tmp_path: Path, monkeypatch: pytest
     with opened(tmp_path) as krunch:
         krunch.prepare([*talk(), user("Go on.")], model="gpt-4o", session="s")
         assert krunch.store is not None
-        monkeypatch.setattr(krunch.store, "put_state_if", _raise)
+        monkeypatch.setattr(krunch.store, "swap_state", _raise)
         exchange = ask(krunch)
 
     assert (report(exchange).reason, report(exchange).recall) == ("left", "not_recorded")
@@ -349,13 +349,13 @@ def test_the_plugin_is_there_only_with_a_window(tmp_path: Path) -> None:
 
 
 def test_a_state_is_put_only_where_the_expected_one_lies(tmp_path: Path) -> None:
-    """`put_state_if` compares and swaps, and begins no session."""
+    """`swap_state` compares and swaps, and begins no session."""
     with ConversationStore(tmp_path) as store:
-        nobody = store.put_state_if("s", "n", b"1", expect=None)
+        nobody = store.swap_state("s", "n", b"1", expect=None)
         store.append("s", [QUESTION])
-        first = store.put_state_if("s", "n", b"1", expect=None)
-        stale = store.put_state_if("s", "n", b"2", expect=b"0")
-        second = store.put_state_if("s", "n", b"2", expect=b"1")
+        first = store.swap_state("s", "n", b"1", expect=None)
+        stale = store.swap_state("s", "n", b"2", expect=b"0")
+        second = store.swap_state("s", "n", b"2", expect=b"1")
 
         assert (nobody, first, stale, second) == (False, True, False, True)
         assert store.get_state("s", "n") == b"2"
