@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,19 +114,17 @@ def speed(turns: int, sessions: int, words: Path | None) -> None:
             queries = [" ".join(chance.choices(vocabulary[200:], k=6)) for _ in range(200)]
             names = [f"session {chance.randrange(sessions)}" for _ in queries]
             pairs = list(zip(queries, names, strict=True))
-            _report("query within a session", [lambda q=q, s=s: krunch.search(q, session=s) for q, s in pairs])
-            _report("query over all sessions", [lambda q=q: krunch.search(q) for q in queries])
-            _report("the same again", [lambda q=q: krunch.search(q) for q in queries])
+            _report("query within a session", [partial(krunch.search, q, session=s) for q, s in pairs])
+            _report("query over all sessions", [partial(krunch.search, q) for q in queries])
+            _report("the same again", [partial(krunch.search, q) for q in queries])
             batch = [[_message(chance, vocabulary)] for _ in range(300)]
-            _report(
-                "append a turn", [lambda m=m, s=s: store.append(s, m) for (_, s), m in zip(pairs, batch, strict=False)]
-            )
+            _report("append a turn", [partial(store.append, s, m) for (_, s), m in zip(pairs, batch, strict=False)])
         with Krunch(Settings(home=home, recall={"voices": []})) as krunch:
             assert krunch.store is not None
             store = krunch.store
             _report(
                 "append, not indexed",
-                [lambda m=m, s=s: store.append(s, m) for (_, s), m in zip(pairs, batch, strict=False)],
+                [partial(store.append, s, m) for (_, s), m in zip(pairs, batch, strict=False)],
             )
 
 
@@ -153,8 +152,8 @@ def _report(what: str, calls: Sequence[Callable[[], object]]) -> None:
     spent.sort()
     waited.sort()
     middle, late = len(calls) // 2, int(len(calls) * 0.95)
-    cpu = f"{what:26} p50 {spent[middle]:7.2f} ms  p95 {spent[late]:7.2f} ms CPU"
-    print(f"{cpu}   (clock {waited[middle]:.2f}, {waited[late]:.2f})")
+    line = f"{what:26} p50 {spent[middle]:7.2f} ms  p95 {spent[late]:7.2f} ms CPU"
+    print(f"{line}   (clock {waited[middle]:.2f}, {waited[late]:.2f})")
 
 
 def main() -> None:

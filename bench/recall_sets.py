@@ -72,7 +72,7 @@ def _conversations(path: Path) -> str:
 
 
 def labelled_set(path: Path, folder: Path) -> QuestionSet:
-    """A set with questions in a file; those without evidence are left out, and so are conversations without questions."""
+    """A set with questions in a file. Those without evidence are left out, and conversations without questions."""
     asked = {row["conversation_id"] for row in _rows(path)}
     rows = [row for row in _rows(folder / _conversations(path)) if row["id"] in asked]
     conversations = {row["id"]: row["messages"] for row in rows}

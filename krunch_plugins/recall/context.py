@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, get_args
 
 from krunch_plugins import tokens
 from krunch_plugins.recall.cut import Units
+from krunch_plugins.recall.excerpts import excerpt
 from krunch_plugins.recall.messages import Lengths, is_instruction, is_result, is_users
 from krunch_plugins.recall.selection import (
     LOOKED_FOR,
@@ -20,11 +21,11 @@ from krunch_plugins.recall.selection import (
     Place,
     choose,
     is_in_window,
-    is_relevant,
     query_of,
+    relevant,
 )
 from krunch_plugins.recall.texts import text_of
-from krunch_plugins.recall.weights import Weights, words
+from krunch_plugins.recall.weights import SAMPLE, Weights, words
 from krunch_plugins.settings import ContextMode
 from krunch_plugins.turns import SearchQuery
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from krunch_plugins.tokens import Tokenizer
     from krunch_plugins.turns import Message, SearchHit, Turn
 
-RECENT_SHARE = 4
+RECENT_SHARE = 5
 """One of so many parts of a smart context's budget is for the newest turns, whatever else matters."""
 
 _AT_ONCE = 20
@@ -215,22 +216,17 @@ class _Making:
         self.room = budget - sum(contexts.length(turn, tokenizer) for turn in self._instructions)
         """Tokens for everything else; below 0 if the messages of the system exceed the budget."""
 
-    def end(self, room: int, units: int | None = None) -> _End:
-        """The newest turns that fit, no tool call without its result and no result without its call.
-
-        Args:
-            room: tokens for them.
-            units: so many of them at most; what must not be parted is one. None: as many as fit.
-        """
+    def end(self, room: int) -> _End:
+        """The newest turns that fit into so many tokens, no call without its result and no result without its call."""
         wanted = _AT_ONCE
         while True:
             turns = self._all.newest(self._session, wanted, self._tenant)
-            end = self._fitting(turns, room, units, whole=len(turns) < wanted)
+            end = self._fitting(turns, room, whole=len(turns) < wanted)
             if end is not None:
                 return end
             wanted *= 2
 
-    def _fitting(self, turns: Sequence[Turn], room: int, most: int | None, *, whole: bool) -> _End | None:
+    def _fitting(self, turns: Sequence[Turn], room: int, *, whole: bool) -> _End | None:
         """`end` among these turns; None if more of them would be needed to say. `whole`: there are no others."""
         said: list[Turn] = []
         units = Units()
@@ -246,9 +242,9 @@ class _Making:
                 units.join(call)
             said.append(turn)
         start, used, stop = len(said), 0, len(said)
-        for number, unit in enumerate(reversed(units.starts)):
+        for unit in reversed(units.starts):
             cost = sum(self._all.length(turn, self._tokenizer) for turn in said[unit:stop])
-            if used + cost > room or number == most:
+            if used + cost > room:
                 return _End(said[start:], used, whole=False)
             start, used, stop = unit, used + cost, unit
         return _End(said[start:], used, whole=True) if whole else None
@@ -278,18 +274,20 @@ class _Making:
             hits = [hit for hit in hits if hit.turn.number != asked.number]
             said.remove(words(text))
         old = [hit for hit in hits if hit.turn.number not in window]
-        weights = Weights(text, [*said, *(words(text_of(hit.turn.message)) for hit in old)])
-        if not old or not weights:
+        if not old or not words(text):
             return self.messages(whole)
+        weights = Weights(text, map(_text, self._all.newest(self._session, SAMPLE, self._tenant)))
         found = [_candidate(hit.turn, self._session) for hit in old[:RECALLED]]
         best = hits[0].turn.number in window
-        if is_in_window(weights, said, found, best=best) or not is_relevant(weights, found, hits):
+        matters = {one.place.number for one in relevant(weights, found, hits)}
+        if is_in_window(weights, said, found, best=best) or not matters:
             return self.messages(whole)
+        hits = [hit for hit in hits if hit.turn.number in window or hit.turn.number in matters]
         return self._with_old_turns(whole, hits, weights)
 
     def _with_old_turns(self, whole: _End, hits: Sequence[SearchHit], weights: Weights) -> list[Message]:
         """Less of the end, and what was found before it."""
-        end = self._least_end()
+        end = self.end(self.room // RECENT_SHARE)
         chosen = self._choose(whole, end, hits, weights)
         while chosen is not None:
             grown = self.end(self.room - chosen.tokens)
@@ -304,21 +302,16 @@ class _Making:
 
     def _choose(self, whole: _End, end: _End, hits: Sequence[SearchHit], weights: Weights) -> Chosen | None:
         kept = {turn.number for turn in end.turns}
-        old = [hit.turn for hit in hits if hit.turn.number not in kept][:RECALLED]
-        if not end.turns:  # the newest message is too large to stand there whole
-            found = {turn.number for turn in old}
-            old = [*(turn for turn in whole.turns[-2:] if turn.number not in found), *old]
+        candidates = [_candidate(hit.turn, self._session) for hit in hits if hit.turn.number not in kept][:RECALLED]
+        if not end.turns and whole.turns:  # the newest message is too large to stand there whole: the best parts of it
+            newest = _candidate(whole.turns[-1], self._session)
+            part = excerpt(newest.text, weights, self.room // RECENT_SHARE, self._tokenizer)
+            candidates = [replace(newest, text=part), *(one for one in candidates if one.place != newest.place)]
 
         def beside(one: Candidate) -> Iterable[Candidate]:
             return self._beside(one, kept)
 
-        candidates = [_candidate(turn, self._session) for turn in old]
         return choose(candidates, beside, weights, self.room - end.tokens, self._tokenizer)
-
-    def _least_end(self) -> _End:
-        """What of the end there is in any case: a part of the budget, or one newest message that takes up to half."""
-        end = self.end(self.room // RECENT_SHARE)
-        return end if end.turns else self.end(self.room // 2, units=1)
 
     def _hits(self, text: str, count: int) -> Sequence[SearchHit]:
         return self._all.find(SearchQuery(text, self._session, self._tenant, count, roles=ROLES))
@@ -329,6 +322,10 @@ class _Making:
         for turn in self._all.read(self._session, max(number - 1, 0), number + 2, self._tenant):
             if turn.number != number and turn.number not in kept and turn.message.get("role") in ROLES:
                 yield _candidate(turn, self._session)
+
+
+def _text(turn: Turn) -> str:
+    return text_of(turn.message)
 
 
 def _candidate(turn: Turn, session: str) -> Candidate:

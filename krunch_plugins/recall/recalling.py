@@ -14,11 +14,11 @@ from krunch_plugins.recall.selection import (
     Place,
     choose,
     is_in_window,
-    is_relevant,
     query_of,
+    relevant,
 )
 from krunch_plugins.recall.texts import text_of
-from krunch_plugins.recall.weights import Weights, words
+from krunch_plugins.recall.weights import SAMPLE, Weights, words
 from krunch_plugins.turns import SearchQuery
 
 if TYPE_CHECKING:
@@ -97,10 +97,11 @@ class Recalling:
             return ("in_window" if hits and known.holds(hits[0].turn, hits[0].session) else "nothing_found"), None
         kept = [message for at, message in enumerate(messages[:-1]) if not request.cut.leaves(at, message)]
         said = [words(text_of(message)) for message in kept[-_COMPARED:]]
-        weights = Weights(text, [*said, *(words(one.text) for one in old)])
+        weights = Weights(text, map(text_of, messages[:: len(messages) // SAMPLE + 1]))
         if is_in_window(weights, said, old, best=known.holds(hits[0].turn, hits[0].session)):
             return "in_window", None
-        if not is_relevant(weights, old, hits):
+        old = relevant(weights, old, hits)
+        if not old:
             return "nothing_found", None
         chosen = choose(old, lambda one: self._beside(one, request, known), weights, request.budget, request.tokenizer)
         return ("no_room", None) if chosen is None else ("recalled", chosen)

@@ -36,9 +36,15 @@ _RELEVANT = 0.1
 """Share of what a query says that the best old turn must have, if any was found by its words: with less they have only
 words in common that are everywhere. Nine of ten questions of the long-memory corpus have .3 and more."""
 
+_FIRST, _BESIDE_BEST = 3, 0.2
+"""So many hits are taken for relevant if any is; of the others those that have this much of the best one's share."""
+
 _LEAST = 80
 """Tokens that a turn gets at least, or all that it has: rather fewer turns than shreds. Measured on the long-memory
 corpus; with 40 more turns are touched and fewer held whole, above 100 neither gets better."""
+
+_PART = 150
+"""Tokens that a turn gets at most which does not fit whole."""
 
 _BESIDE = 60
 """Tokens of a neighbour: enough to tell what a turn was said to."""
@@ -107,16 +113,24 @@ def is_in_window(weights: Weights, window: Iterable[Sequence[str]], old: Iterabl
     return covered >= _COVERED * max((weights.share(words(one.text)) for one in old), default=0.0)
 
 
-def is_relevant(weights: Weights, old: Iterable[Candidate], hits: Iterable[SearchHit]) -> bool:
-    """Whether any of the old turns has to do with the query.
+def relevant(weights: Weights, old: Sequence[Candidate], hits: Iterable[SearchHit]) -> list[Candidate]:
+    """Those of the old turns that have to do with the query, in their order.
+
+    A search gives as many hits as it is asked for, the last ones often for want of better. Meaning needs no common
+    words: so the first ones are let pass, and all if no voice found anything by its words.
 
     Args:
         weights: the query.
-        old: the turns.
-        hits: how they were found. Meaning needs no common words, so what no voice found by its words is let pass.
+        old: the turns, the best first.
+        hits: how they were found.
     """
-    best = max((weights.share(words(one.text)) for one in old), default=0.0)
-    return best >= _RELEVANT or not any("words" in hit.found_by for hit in hits)
+    if not any("words" in hit.found_by for hit in hits):
+        return list(old)
+    shares = [weights.share(words(one.text)) for one in old]
+    best = max(shares, default=0.0)
+    if best < _RELEVANT:
+        return []
+    return [one for rank, one in enumerate(old) if rank < _FIRST or shares[rank] >= _BESIDE_BEST * best]
 
 
 def choose(
@@ -161,62 +175,60 @@ class _Fitting:
         self._left = budget - MESSAGE_TOKENS - count(quote(())["content"], tokenizer)
 
     def hits(self, hits: Sequence[Candidate]) -> list[Candidate]:
-        """As many of the hits as get something, each as whole as there is room for all: the shorter ones first."""
-        sizes = [self._size(one) for one in hits]
-        frames = [self._frame(one) for one in hits]
-        number = len(hits)
-        while number:
-            cap = _cap(sizes[:number], self._left - sum(frames[:number]))
-            if cap >= min(_LEAST, max(sizes[:number])):
-                break
-            number -= 1
-        else:
-            return []
-        out = [self._cut(one, size, cap) for one, size in zip(hits[:number], sizes, strict=False)]
-        self._left -= sum(self._frame(one) + self._size(one) for one in out)
-        return out
+        """The hits whole, the best first, as far as they fit; then the best parts of those that do not."""
+        whole: dict[int, Candidate] = {}
+        for rank, hit in enumerate(hits):
+            cost = self._cost(hit)
+            if cost <= self._left:
+                whole[rank] = hit
+                self._left -= cost
+            elif not rank:  # the best of all is not left out because it is long
+                self._add_part(rank, hit, self._left // 2, whole)
+        for rank, hit in enumerate(hits):
+            if rank not in whole:
+                self._add_part(rank, hit, min(_PART, self._left), whole)
+        return [whole[rank] for rank in sorted(whole)]
+
+    def _add_part(self, rank: int, hit: Candidate, room: int, out: dict[int, Candidate]) -> None:
+        limit = room - self._frame(hit)
+        if limit < _LEAST:
+            return
+        part = self._cut(hit, limit)
+        if part.text:
+            out[rank] = part
+            self._left -= self._cost(part)
 
     def neighbours(
         self, hits: Sequence[Candidate], beside: Callable[[Candidate], Iterable[Candidate]]
     ) -> list[Candidate]:
-        """What was said around the hits, of each a little, then of the best ones all, as far as there is room."""
+        """What was said right before and after the hits, of each a little, as far as there is room."""
         left, known = self._left, {one.place for one in hits}
         out: list[Candidate] = []
         for hit in hits:
             for one in beside(hit):
                 if one.place in known:
                     continue
-                short = self._cut(one, self._size(one), min(_BESIDE, left - self._frame(one)))
-                cost = self._frame(short) + self._size(short)
+                short = self._cut(one, min(_BESIDE, left - self._frame(one)))
+                cost = self._cost(short)
                 if short.text and cost <= left:
                     known.add(one.place)
                     out.append(short)
                     left -= cost
         return out
 
-    def _cut(self, one: Candidate, size: int, limit: int) -> Candidate:
-        if size <= limit:
+    def _cut(self, one: Candidate, limit: int) -> Candidate:
+        if self._size(one) <= limit:
             return one
         return replace(one, text=excerpt(one.text, self._weights, limit, self._tokenizer) if limit > 0 else "")
+
+    def _cost(self, one: Candidate) -> int:
+        return self._size(one) + self._frame(one)
 
     def _size(self, one: Candidate) -> int:
         return count(disarm(one.text), self._tokenizer)
 
     def _frame(self, one: Candidate) -> int:
         return count(f"\n{_quote(one).header}\n", self._tokenizer)
-
-
-def _cap(sizes: Sequence[int], room: int) -> int:
-    """The most that each may take so that all of them fit."""
-    left, cap = room, 0
-    ordered = sorted(sizes)
-    for index, size in enumerate(ordered):
-        share = left // (len(ordered) - index)
-        if size > share:
-            return share
-        left -= size
-        cap = size
-    return cap
 
 
 def _in_time(turns: Iterable[Candidate]) -> list[Candidate]:

@@ -20,6 +20,11 @@ CHAT_WORDS = frozenset(_CHAT.split())
 """English words with which a conversation is kept going. A message of nothing else asks for nothing old; the search
 counts them, because among other words they may tell turns apart."""
 
+SAMPLE = 100
+"""Texts that are a sample large enough."""
+_SAMPLED = 600
+"""Characters of each that are looked at."""
+
 _SHORTEST = 3
 """Letters that an ending may leave."""
 
@@ -45,16 +50,16 @@ class Weights:
 
     Args:
         query: what is asked.
-        texts: the words of what there is to compare with; a sample will do.
+        texts: what it is asked of; a sample will do, but not of what was found, where all have the words of the query.
     """
 
-    def __init__(self, query: str, texts: Iterable[Iterable[str]]) -> None:
+    def __init__(self, query: str, texts: Iterable[str]) -> None:
         wanted = set(words(query))
         counts = dict.fromkeys(wanted, 0)
         total = 0
         for text in texts:
             total += 1
-            for word in wanted.intersection(text):
+            for word in wanted.intersection(words(text[:_SAMPLED])):
                 counts[word] += 1
         self._weights: Mapping[str, float] = {
             word: math.log(1 + (total - count + 0.5) / (count + 0.5)) for word, count in sorted(counts.items())
