@@ -48,6 +48,7 @@ class Cut:
         pinned: messages before this position stay.
         anchor: position of what the user said last, if that is before the cut and nothing of the user after it: in a
             long row of tool calls it says what they are for. It stays until the next cut. None: there is none.
+        held: positions of results of pinned calls; they stay as well.
         late: positions after the cut of results whose calls have left before they came; they leave as well.
         tokens: of all messages that do not leave.
         staying: tokens of those among them that stand before the cut.
@@ -57,6 +58,7 @@ class Cut:
     cuts: int = 0
     pinned: int = 0
     anchor: int | None = None
+    held: set[int] = field(default_factory=set)
     late: set[int] = field(default_factory=set)
     tokens: int = 0
     staying: int = 0
@@ -65,7 +67,8 @@ class Cut:
         """Whether the message at this position leaves."""
         if index in self.late:
             return True
-        return self.pinned <= index < self.position and index != self.anchor and not is_instruction(message)
+        stays = index < self.pinned or index == self.anchor or index in self.held or is_instruction(message)
+        return index < self.position and not stays
 
 
 def find_cut(messages: Sequence[Message], lengths: Sequence[int], limits: Limits) -> Cut:
@@ -121,25 +124,25 @@ class _Folding:
     def __init__(self, messages: Sequence[Message], lengths: Sequence[int], limits: Limits) -> None:
         self._messages, self._limits = messages, limits
         self._sums = [0, *accumulate(lengths)]
-        pinned = _pinned(messages, limits.pinned)
-        stay = [
-            length if index < pinned or is_instruction(message) else 0
-            for index, (message, length) in enumerate(zip(messages, lengths, strict=True))
-        ]
-        self._staying = [0, *accumulate(stay)]
+        self._staying = [0]
         self._units = Units()
         self._asked = -1  # where the user spoke last
-        self.cut = Cut(pinned=pinned)
+        self.cut = Cut(pinned=_pinned(messages, limits.pinned))
 
     def add(self, index: int) -> None:
         """Take in the next message, and cut if there is too much now."""
         if is_users(self._messages[index]):
             self._asked = index
         for call in self._units.add(index, self._messages[index]):
-            if call < self.cut.position and self.cut.leaves(call, self._messages[call]):
+            if call < self.cut.pinned or call in self.cut.held:
+                self.cut.held.add(index)
+            elif self.cut.leaves(call, self._messages[call]):
                 self.cut.late.add(index)
             else:
                 self._units.join(call)
+        self.cut.held -= self.cut.late  # it answers calls of several messages, one of which has left
+        stays = index < self.cut.pinned or index in self.cut.held or is_instruction(self._messages[index])
+        self._staying.append(self._staying[-1] + (self._sums[index + 1] - self._sums[index] if stays else 0))
         self._move(index)
 
     def _move(self, index: int) -> None:
@@ -196,11 +199,9 @@ class _Folding:
 
 
 def _pinned(messages: Sequence[Message], count: int) -> int:
-    """Before which position everything stays: the first messages, with the results of the calls among them."""
+    """Before which position everything stays."""
     position = left = 0
     while position < len(messages) and (left < count or is_instruction(messages[position])):
         left += not is_instruction(messages[position])
-        position += 1
-    while position and position < len(messages) and is_result(messages[position]):
         position += 1
     return position
