@@ -269,10 +269,10 @@ class _Making:
             return self.messages(whole)
         hits = self._hits(query_of(text), LOOKED_FOR)
         window = {turn.number for turn in whole.turns}
-        said = [words(text_of(turn.message)) for turn in whole.turns]
+        said = whole.turns
         if asked is not None and text_of(asked.message) == text:  # it finds itself, and covers all that it says
             hits = [hit for hit in hits if hit.turn.number != asked.number]
-            said.remove(words(text))
+            said = [turn for turn in said if turn.number != asked.number]
         old = [hit for hit in hits if hit.turn.number not in window]
         if not old or not words(text):
             return self.messages(whole)
@@ -280,7 +280,7 @@ class _Making:
         found = [_candidate(hit.turn, self._session) for hit in old[:RECALLED]]
         best = hits[0].turn.number in window
         matters = {one.place.number for one in relevant(weights, found, hits)}
-        if is_in_window(weights, said, found, best=best) or not matters:
+        if is_in_window(weights, map(_text, said), found, best=best) or not matters:
             return self.messages(whole)
         hits = [hit for hit in hits if hit.turn.number in window or hit.turn.number in matters]
         return self._with_old_turns(whole, hits, weights)

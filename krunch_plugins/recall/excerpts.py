@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _PASSAGE = re.compile(r"[^\n]*?(?:[.!?\u3002\uff01\uff1f]+(?=\s)|\n|\Z)\s*", re.DOTALL)
 _LONGEST = 400
 """Characters of one passage; longer ones, such as minified code, are cut."""
-_LOOKED_AT = 200_000
+_LOOKED_AT = 50_000
 """Characters of a text that are looked into."""
 
 

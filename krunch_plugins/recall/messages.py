@@ -88,8 +88,8 @@ def pieces(message: Message) -> tuple[list[str], int]:
     if isinstance(content, str):
         texts.append(content)
     for part in _list(content):
-        text = part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None
-        if isinstance(text, str):
+        text = _part_text(part)
+        if text is not None:
             texts.append(text)
         elif isinstance(part, dict) and part.get("type") in ("tool_use", "tool_result"):
             inner, more = pieces({"content": part.get("content")})
@@ -107,6 +107,13 @@ def pieces(message: Message) -> tuple[list[str], int]:
     return texts, others
 
 
+def _part_text(part: Any) -> str | None:  # noqa: ANN401 - as above
+    """The text of a content part, thoughts and refusals included; None for one that is no text."""
+    if isinstance(part, dict):
+        part = next((part[key] for key in ("text", "thinking", "refusal") if key in part), None)
+    return part if isinstance(part, str) else None
+
+
 def _function(function: Any) -> list[str]:  # noqa: ANN401 - whatever a message holds
     if not isinstance(function, dict):
         return []
@@ -120,24 +127,37 @@ def _json(value: Any) -> str:  # noqa: ANN401 - as above
 def identity(message: Message) -> bytes:
     """What makes two messages the same: role, text, other content, calls and the call that is answered.
 
-    Text as a string is the same as text in parts, and space around it does not count, because clients and providers
-    rewrite these on the way.
+    Text as a string is the same as text in parts; space around it does not count, nor do marks that steer a provider's
+    cache and fields that come with a reply and are not sent back: clients and providers rewrite all of these.
     """
     content = message.get("content")
     others: list[Any] = []
     if not isinstance(content, str):
         texts = []
         for part in _list(content):
-            text = part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None
-            if isinstance(text, str):
-                texts.append(text)
+            text = _part_text(part)
+            if text is None:
+                others.append(_without_marks(part))
             else:
-                others.append(part)
+                texts.append(text)
         content = "".join(texts)
-    made = message.get("tool_calls"), message.get("function_call"), message.get("tool_call_id")
-    more = _json([others, *made]) if others or any(made) else ""
-    data = "\0".join((str(message.get("role", "")), content.strip(), more))
+    made = [
+        [_id(call, "id"), *_function(call.get("function") if isinstance(call, dict) else None)]
+        for call in _list(message.get("tool_calls"))
+    ]
+    made.append(_function(message.get("function_call")))
+    more = [others, made, message.get("tool_call_id") or ""]
+    data = "\0".join((str(message.get("role", "")), content.strip(), _json(more) if more != _NOTHING else ""))
     return hashlib.blake2b(data.encode("utf-8", "surrogatepass"), digest_size=_DIGEST).digest()
+
+
+_NOTHING: list[Any] = [[], [[]], ""]
+
+
+def _without_marks(value: Any) -> Any:  # noqa: ANN401 - as above
+    if isinstance(value, dict):
+        return {key: _without_marks(one) for key, one in value.items() if key != "cache_control" and one is not None}
+    return [_without_marks(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def chain(messages: Iterable[Message], identities: Iterable[bytes]) -> list[bytes]:

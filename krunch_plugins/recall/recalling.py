@@ -96,7 +96,7 @@ class Recalling:
         if not old:
             return ("in_window" if hits and known.holds(hits[0].turn, hits[0].session) else "nothing_found"), None
         kept = [message for at, message in enumerate(messages[:-1]) if not request.cut.leaves(at, message)]
-        said = [words(text_of(message)) for message in kept[-_COMPARED:]]
+        said = map(text_of, kept[-_COMPARED:])
         weights = Weights(text, map(text_of, messages[:: len(messages) // SAMPLE + 1]))
         if is_in_window(weights, said, old, best=known.holds(hits[0].turn, hits[0].session)):
             return "in_window", None

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from krunch_plugins.recall.excerpts import excerpt
 from krunch_plugins.recall.messages import MESSAGE_TOKENS, count
 from krunch_plugins.recall.quoting import Quote, disarm, quote
-from krunch_plugins.recall.weights import Weights, words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from krunch_plugins.recall.weights import Weights
     from krunch_plugins.tokens import Tokenizer
     from krunch_plugins.turns import Message, SearchHit
 
@@ -98,19 +98,19 @@ def query_of(text: str) -> str:
     return text if len(text) <= QUERY_CHARACTERS else f"{text[:half]}\n{text[-half:]}"
 
 
-def is_in_window(weights: Weights, window: Iterable[Sequence[str]], old: Iterable[Candidate], *, best: bool) -> bool:
+def is_in_window(weights: Weights, window: Iterable[str], old: Iterable[Candidate], *, best: bool) -> bool:
     """Whether the query refers to what is in the window, so that nothing has to be recalled for it.
 
     Args:
         weights: the query.
-        window: the terms of each message in the window.
+        window: the text of each message in the window.
         old: what was found outside of it.
         best: the best hit of all is in the window.
     """
     if not best:
         return False
-    covered = max((weights.share(found) for found in window), default=0.0)
-    return covered >= _COVERED * max((weights.share(words(one.text)) for one in old), default=0.0)
+    covered = max(map(weights.share, window), default=0.0)
+    return covered >= _COVERED * max((weights.share(one.text) for one in old), default=0.0)
 
 
 def relevant(weights: Weights, old: Sequence[Candidate], hits: Iterable[SearchHit]) -> list[Candidate]:
@@ -126,7 +126,7 @@ def relevant(weights: Weights, old: Sequence[Candidate], hits: Iterable[SearchHi
     """
     if not any("words" in hit.found_by for hit in hits):
         return list(old)
-    shares = [weights.share(words(one.text)) for one in old]
+    shares = [weights.share(one.text) for one in old]
     best = max(shares, default=0.0)
     if best < _RELEVANT:
         return []
@@ -172,6 +172,7 @@ class _Fitting:
 
     def __init__(self, weights: Weights, budget: int, tokenizer: Tokenizer) -> None:
         self._weights, self._tokenizer = weights, tokenizer
+        self._sizes: dict[str, int] = {}
         self._left = budget - MESSAGE_TOKENS - count(quote(())["content"], tokenizer)
 
     def hits(self, hits: Sequence[Candidate]) -> list[Candidate]:
@@ -225,7 +226,10 @@ class _Fitting:
         return self._size(one) + self._frame(one)
 
     def _size(self, one: Candidate) -> int:
-        return count(disarm(one.text), self._tokenizer)
+        size = self._sizes.get(one.text)
+        if size is None:
+            size = self._sizes[one.text] = count(disarm(one.text), self._tokenizer)
+        return size
 
     def _frame(self, one: Candidate) -> int:
         return count(f"\n{_quote(one).header}\n", self._tokenizer)

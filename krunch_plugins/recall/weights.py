@@ -25,6 +25,9 @@ SAMPLE = 100
 _SAMPLED = 600
 """Characters of each that are looked at."""
 
+_COMPARED = 20_000
+"""Characters of a text that are compared with a query."""
+
 _SHORTEST = 3
 """Letters that an ending may leave."""
 
@@ -73,6 +76,6 @@ class Weights:
         """What the words of the query that are among `found` say together."""
         return math.fsum(self._weights[word] for word in self._weights.keys() & set(found))
 
-    def share(self, found: Iterable[str]) -> float:
-        """The same as a share of all that the query says; 0 to 1."""
-        return self.of(found) / self._whole if self._whole else 0.0
+    def share(self, text: str) -> float:
+        """What a text has of it, as a share of all that the query says; 0 to 1. Of a long text the beginning counts."""
+        return self.of(words(text[:_COMPARED])) / self._whole if self._whole else 0.0

@@ -331,6 +331,36 @@ def test_a_clock_in_the_system_prompt_does_not_lose_inserts(tmp_path: Path) -> N
     assert report(exchange).recall == "replayed"
 
 
+def test_what_clients_rewrite_when_they_resend_does_not_lose_inserts(tmp_path: Path) -> None:
+    """Cache marks that move, text in parts, empty fields and fields that only replies have make no other message."""
+    with opened(tmp_path) as krunch:
+        ask(krunch)
+        again: list[Message] = [*talk(), QUESTION]
+        again[1] = {"role": "user", "content": [{"type": "text", "text": "Hello.", "cache_control": {"type": "x"}}]}
+        again[2] = {**again[2], "tool_calls": None, "provider_specific_fields": {"a": 1}, "refusal": None}
+        again[-1] = {"role": "user", "content": [{"type": "text", "text": again[-1]["content"]}]}
+        exchange = krunch.prepare(again, model="gpt-4o", session="s")
+
+    assert report(exchange).recall == "replayed"
+
+
+def test_images_and_thoughts_count(tmp_path: Path) -> None:
+    """What is no text counts a thousand tokens, and thoughts count as the text that they are."""
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    shown = {"role": "user", "content": [{"type": "text", "text": "What is this?"}, image]}
+    thought = {"role": "assistant", "content": [{"type": "thinking", "thinking": "word " * 300, "signature": "x"}]}
+    with Krunch(Settings(home=str(tmp_path), context_window=1500)) as krunch:
+        exchange = krunch.prepare(
+            [SYSTEM, user("Hello."), bot("Go ahead."), shown, bot("A ferry."), thought, user("Go on.")],
+            model="gpt-4o", session="s",
+        )  # fmt: skip
+        one = krunch.prepare([SYSTEM, user("Hello."), shown, bot("Ferry."), QUESTION], model="gpt-4o", session="t")
+
+    assert report(one).reason == "fits"
+    assert 1_000 < report(one).tokens_before < 1_100
+    assert 1_300 < report(exchange).tokens_before < 1_450
+
+
 async def test_async_requests_are_the_same(tmp_path: Path) -> None:
     """`aprepare` sends what `prepare` sends, also for many at a time."""
     with opened(tmp_path) as krunch:
