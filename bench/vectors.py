@@ -70,7 +70,7 @@ def lines_of(folder: Path) -> list[str]:
             for conversation in map(json.loads, conversations):
                 for message in conversation.get("messages", ()):
                     lines |= dict.fromkeys(line for line in text_of(message).split("\n") if len(line) > 30)  # noqa: PLR2004
-    found_lines = list(lines)
+    found_lines = [line for line in lines if any(words(line))]
     return [found_lines[at] for at in np.random.default_rng(0).permutation(len(found_lines))]
 
 
@@ -84,7 +84,7 @@ def samples(size: int, dimension: int, lines: list[str]) -> tuple[Floats, Floats
     hashing = HashingEmbedder(dimension)
     asked = [lines[at].split() for at in random.integers(size, size=QUERIES)]
     parts = [" ".join(random.permutation(one)[: max(1, len(one) * 2 // 3)].tolist()) for one in asked]
-    return hashing.embed(lines[:size]), hashing.embed(parts)
+    return hashing.embed(lines[:size]), hashing.embed([part for part in parts if any(words(part))])
 
 
 def speed(sizes: Sequence[int], dimension: int, lines: list[str]) -> None:
@@ -133,7 +133,7 @@ def embedder(folder: Path) -> None:
         rows: dict[str, list[list[float]]] = {}
         for key, texts in conversations.items():
             found_table = table(texts)
-            embedders._idf = lambda found_table=found_table: found_table  # noqa: SLF001
+            setattr(embedders, "_idf", lambda found_table=found_table: found_table)  # noqa: B010 - mypy knows its type
             embedders._features.cache_clear()  # noqa: SLF001
             vectors = embed.embed(texts).astype(dtype).astype(np.float32)
             for one in (one for one in questions if one["conversation_id"] == key):

@@ -76,6 +76,10 @@ class EfficiencySettings(BaseModel):
     force_compression: bool = Field(default=False, description="Buy new entries whatever they save.")
 
 
+WEIGHTS = {"words": 1.0, "vectors": 0.2, "topics": 0.1}
+"""What Krunch's own search plugins count in the fusion; see docs/recall.md for how they were chosen."""
+
+
 class RecallSettings(BaseModel):
     """How old turns are found again. Part of `Settings`."""
 
@@ -86,8 +90,8 @@ class RecallSettings(BaseModel):
         description="What searches the history: words (BM25), vectors (embeddings), topics (warm places of the torus).",
     )
     weights: dict[str, float] = Field(
-        default={},
-        description="How much a search plugin counts in the fusion, by its name; those that are not named count 1.",
+        default=WEIGHTS,
+        description="What a search plugin counts in the fusion, by its name; outside ones that are not named count 1.",
     )
     window_weight: float = Field(
         default=1.0,

@@ -195,13 +195,16 @@ class Embedder(Protocol):
     have `batch_size`, how many texts it likes in a call, and `embed_query(text)`, which gives the vector of a query,
     shape (dimension,), where that is not made as a document's is.
 
-    Attributes:
-        name: names the model for good; vectors of another name are never compared with these.
-        dimension: length of each vector.
+    Both attributes may be plain ones.
     """
 
-    name: str
-    dimension: int
+    @property
+    def name(self) -> str:
+        """Names the model for good; vectors of another name are never compared with these."""
+
+    @property
+    def dimension(self) -> int:
+        """Length of each vector."""
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors of the texts: float32, shape (len(texts), dimension). What it raises is retried later."""

@@ -185,6 +185,19 @@ def context(
 
 
 @app.command()
+def search(
+    query: Annotated[str, typer.Argument(help="What to look for, in plain words.")],
+    session: Annotated[str | None, typer.Option("--session", help="Only in this session.", show_default=False)] = None,
+    tenant: Tenant = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many turns at most.")] = 10,
+) -> None:
+    """Find old turns in the history, and say which search plugin found them. Exit code 1 if there are none."""
+    from krunch_plugins.cli.search import run
+
+    raise typer.Exit(run(query, session=session, tenant=tenant, k=k))
+
+
+@app.command()
 def topics(
     session: SessionId,
     tenant: Tenant = None,

@@ -179,8 +179,13 @@ class IndexDatabase:
                     busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
                 finally:
                     connection.close()
+            if busy:
+                # The file has part of the log. Were the log cut off now by damage, its older pages would hide newer
+                # ones of the file; without a digest whoever finds it so makes it anew.
+                self._digest.unlink(missing_ok=True)
+                return False
             self._write_digest()
-            return not busy
+            return True
 
     def condemn(self) -> None:
         """Put an empty database in the place of this one, at its next use."""
@@ -219,6 +224,8 @@ class IndexDatabase:
             self._generation += 1
             self._identity = None
         self._present.release()
+        for folder in (self.path.parent.parent, self.path.parent):
+            folder.mkdir(mode=0o700, exist_ok=True)
         with self._translated(made_anew=False):
             if self._present.acquire():
                 if not self._is_intact():
@@ -336,7 +343,8 @@ class IndexDatabase:
                 raise StoreBusy(str(self.path), time.monotonic() - started) from error
             if kind == "SQLITE_FULL":
                 raise StoreFull(str(self.path.parent)) from error
-            if not made_anew or (kind in _UNAVAILABLE and self._stat() is not None):
+            torn = code == "SQLITE_IOERR_SHORT_READ" or self._stat() != self._identity  # cut off, or replaced just now
+            if not made_anew or (kind in _UNAVAILABLE and not torn):
                 raise StoreUnavailable(str(self.path), f"{code}; check its permissions and its disk") from error
             self.condemn()
             raise DatabaseReplaced from error

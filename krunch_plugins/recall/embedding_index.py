@@ -20,7 +20,7 @@ from krunch_plugins.recall.vector_files import Saved, VectorFiles
 from krunch_plugins.recall.vectors import EXACT_UP_TO, AdaptiveIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -187,11 +187,12 @@ class EmbeddingIndex:
             if space.changes - space.saved >= max(4 * _SAVE_FROM, _SAVE_SHARE * len(space.vectors)):
                 self._save(tenant, space)
 
-    def forget(self, tenant: str | None, session: str) -> int:
-        """Let a session's turns be found no more, now, and remove the files that hold their vectors."""
+    def forget(self, tenant: str | None, session: str, keys: Collection[str] | None) -> int:
+        """Let a session's turns be found no more, now, and remove the files that hold their vectors; see `Index`."""
         space = self.space(tenant)
         with space.lock:
-            removed = sum(space.drop(key) for key in space.catalogue.keys(session))
+            found = space.catalogue.keys(session)
+            removed = sum(space.drop(key) for key in found if keys is None or key in keys)
         self._forget_files(tenant, removed)
         return removed
 

@@ -7,12 +7,13 @@ import os
 import threading
 import time
 from collections import OrderedDict, defaultdict
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from krunch_plugins.turns import TurnEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from krunch_plugins.turns import TurnStore
@@ -60,14 +61,30 @@ class Index(Protocol):
             cursor: store it with this; None: more of the same news is to come, the stored cursor stays.
         """
 
-    def forget(self, tenant: str | None, session: str) -> int:
-        """Remove every trace of a session now, from the disk too; how much was removed. The event comes later."""
+    def forget(self, tenant: str | None, session: str, keys: Collection[str] | None) -> int:
+        """Remove every trace of a forgotten session now; how much was removed. The event comes later.
+
+        Args:
+            tenant: whose session.
+            session: its id. Another one may have been begun under it meanwhile, by another process.
+            keys: remove it where it has one of these keys; None: whatever its key.
+        """
 
     def flush(self) -> None:
         """Write what is only in memory to the disk. May be nothing."""
 
     def close(self) -> None:
         """Flush, and let go of everything. Safe to call twice."""
+
+
+@dataclass(slots=True)
+class _Wish:
+    """A session that is to be removed while its caller waits."""
+
+    session: str
+    done: threading.Event = field(default_factory=threading.Event)
+    removed: int = 0
+    error: Exception | None = None
 
 
 class Follower:
@@ -101,6 +118,7 @@ class Follower:
         self._due: OrderedDict[Tenant, float] = OrderedDict()  # when to look at a tenant, by time.monotonic()
         self._failures: dict[Tenant, int] = {}
         self._building: set[Tenant] = set()
+        self._wishes: defaultdict[Tenant, list[_Wish]] = defaultdict(list)
         self._busy = False
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -176,12 +194,46 @@ class Follower:
         self._index.flush()
         return done
 
+    def gone(self, tenant: str | None) -> set[str] | None:
+        """Keys of the sessions that were forgotten, as far as the index has not been told; None: it is being built."""
+        cursor = self._index.cursor(tenant)
+        if cursor is None:
+            return None
+        events, _ = self._store.since(cursor, tenant=tenant)
+        if events and events[0].kind == "reset":
+            return None
+        return {event.key for event in events if event.kind == "forget"}
+
     def forget(self, session: str, tenant: str | None) -> int:
-        """Remove a session from the index now, whatever is waiting; how much was removed."""
+        """Remove a forgotten session from the index now, whatever is waiting; how much was removed.
+
+        By its key, not by its id: another process may have begun it anew, and that may be in the index already.
+        """
+        wish = _Wish(session)
         with self._work:
             lock = self._locks[tenant]
-        with lock:
-            return self._index.forget(tenant, session)
+            self._wishes[tenant].append(wish)
+        while not wish.done.is_set():
+            # Whoever builds the index looks at wishes in between, for that may take minutes.
+            if lock.acquire(timeout=_BUSY):
+                try:
+                    self._fulfil(tenant)
+                finally:
+                    lock.release()
+        if wish.error is not None:
+            raise wish.error
+        return wish.removed
+
+    def _fulfil(self, tenant: str | None) -> None:
+        """Remove the sessions that somebody waits for. The tenant's lock is held."""
+        with self._work:
+            wishes = self._wishes.pop(tenant, [])
+        for wish in wishes:
+            try:
+                wish.removed = self._index.forget(tenant, wish.session, self.gone(tenant))
+            except Exception as error:  # noqa: BLE001 - it belongs to the one who waits
+                wish.error = error
+            wish.done.set()
 
     def close(self) -> None:
         """Stop the thread after the chunk it is at, and close the index. Safe to call twice."""
@@ -233,6 +285,7 @@ class Follower:
                 for number, chunk in enumerate(chunks, 1):
                     if self._closed:
                         return False
+                    self._fulfil(tenant)
                     self._index.apply(tenant, chunk, after if number == len(chunks) else None)
             finally:
                 self._building.discard(tenant)

@@ -92,6 +92,7 @@ class HnswIndex:
         if graph.get_current_count() != noted.count or graph.index_file_size() != noted.size:
             return None
         graph.set_num_threads(_THREADS)
+        graph.set_ef(CANDIDATES)  # the file does not have it
         index._graph, index._count = graph, noted.count
         ids = np.asarray(graph.get_ids_list(), dtype=np.int64)
         index._there = np.zeros(int(ids.max(initial=0)) + 1024, dtype=np.bool_)

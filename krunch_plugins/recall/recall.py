@@ -9,6 +9,7 @@ from krunch_plugins.recall.files import IndexFiles
 from krunch_plugins.recall.plugin import VoicePlugin
 from krunch_plugins.recall.search import QueryCache, fuse, passes
 from krunch_plugins.recall.voices import UNREAD
+from krunch_plugins.settings import WEIGHTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -31,6 +32,7 @@ class Recall:
 
     def __init__(self, settings: Settings, store: TurnStore | None, embedder: Embedder | None = None) -> None:
         self._settings = settings.recall
+        self._weights = {**WEIGHTS, **settings.recall.weights}
         self._store = store
         self._files = None if store is None else IndexFiles(store.directory)
         self._voices: dict[str, Voice] = {}
@@ -57,7 +59,7 @@ class Recall:
             return kept
         answers = ask(replace(query, k=max(query.k, self._settings.depth)))
         answers = {name: [hit for hit in hits if _passes(query, hit)] for name, hits in answers.items()}
-        hits = self._read(fuse(answers, self._settings.weights, self._settings.rank_constant, query.k), query.tenant)
+        hits = self._read(fuse(answers, self._weights, self._settings.rank_constant, query.k), query.tenant)
         if cacheable and version == self._version(query.tenant):
             self._cache.put(query, version, hits)
         return hits

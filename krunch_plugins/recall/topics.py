@@ -24,7 +24,7 @@ DEPOSIT, DEPOSIT_RADIUS = 0.5, 3.0
 """What a turn adds at its place, and how far around it, in cells."""
 QUERY_RADIUS, QUERY_STEPS = 8.0, 10
 """How far around its place a query warms the grid, and how many steps that spreads."""
-REMEMBERED = 0.25
+REMEMBERED = 0.1
 """How much the memory's own heat counts beside that of a query."""
 _AXES = 4
 _FIRST_FIT = 16
@@ -66,7 +66,7 @@ class TopicMap:
         return cls(mean, np.asarray(axes / np.where(spread > 1e-6, spread, np.inf), dtype=np.float32))  # noqa: PLR2004
 
     def angles(self, vectors: Floats) -> Floats:
-        """Two angles for each embedding, from 0 to 2π; shape (n, 2) for (n, d)."""
+        """Two angles for each embedding, from 0 to 2π; shape (n, 2) for (n, d), (2,) for (d,)."""
         found = (vectors - self.mean) @ self.axes
         return np.arctan2(found[..., 1::2], found[..., 0::2]) % np.float32(2 * np.pi)
 
@@ -133,16 +133,17 @@ class SessionTopics:
             self.memory = ToroidalMemory(self._size, self._size)
         if self._map is None:
             return
-        left = self._vectors[len(self._places) :]
-        if left:
-            for place in self._to_cells(np.stack(left)):
-                self.memory.step()
-                self.memory.activate(*place, DEPOSIT, DEPOSIT_RADIUS)
-                self._places.append(place)
+        for vector in self._vectors[len(self._places) :]:
+            place = self.place(vector)  # one by one: among others, its last bits would depend on them
+            self.memory.step()
+            self.memory.activate(*place, DEPOSIT, DEPOSIT_RADIUS)
+            self._places.append(place)
 
     def place(self, vector: Floats) -> tuple[float, float]:
         """Where an embedding lies on the grid: column and row."""
-        return self._to_cells(vector[None])[0]
+        assert self._map is not None
+        x, y = self._map.angles(vector) * (self._size / (2 * np.pi))
+        return float(x), float(y)
 
     def warm(self, query: Floats) -> list[tuple[int, float]]:
         """The turns in the places that are warm once the query has warmed its own: (number, heat), the warmest first.
@@ -186,11 +187,6 @@ class SessionTopics:
         """The distance of two places, the shortest way around."""
         across, down = (abs(a - b) % self._size for a, b in zip(one, other, strict=True))
         return float(np.hypot(min(across, self._size - across), min(down, self._size - down)))
-
-    def _to_cells(self, vectors: Floats) -> list[tuple[float, float]]:
-        assert self._map is not None
-        cells = self._map.angles(vectors) * (self._size / (2 * np.pi))
-        return [(float(x), float(y)) for x, y in cells]
 
 
 def _name(texts: Sequence[str], everything: Sequence[str]) -> str:

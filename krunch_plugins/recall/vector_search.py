@@ -131,11 +131,11 @@ class Vectors:
 
     def forget(self, session: str, tenant: str | None) -> int:
         """Remove every trace of a session's text; how many turns had one."""
-        removed = self._model.index.forget(tenant, session)
+        removed = self._model.index.forget(tenant, session, self._model.follower.gone(tenant))
         with self._lock:
             before = self._before
         if before is not None:
-            before.index.forget(tenant, session)
+            before.index.forget(tenant, session, None)
         return removed
 
     def close(self) -> None:

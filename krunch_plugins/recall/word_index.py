@@ -16,7 +16,7 @@ from krunch_plugins.recall.texts import text_of
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from contextlib import AbstractContextManager
 
     from krunch_plugins.recall.files import IndexFiles
@@ -36,7 +36,7 @@ SHORT = 64
 _TABLES = """
 CREATE TABLE meta(name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE sessions(slot INTEGER PRIMARY KEY, key TEXT UNIQUE, name BLOB UNIQUE);
-CREATE TABLE docs(id INTEGER PRIMARY KEY, time REAL, role TEXT, metadata TEXT, words TEXT);
+CREATE TABLE docs(id INTEGER PRIMARY KEY, time REAL, role BLOB, metadata TEXT, words TEXT);
 CREATE VIRTUAL TABLE turns USING fts5(head, rest, content='', tokenize='porter ascii');
 INSERT INTO meta VALUES('docs', 0), ('dirty', 0);
 """
@@ -103,8 +103,8 @@ class WordIndex:
             self._settling = threading.Thread(target=_settle, args=(self.database(tenant),), name="krunch-settle")
             self._settling.start()
 
-    def forget(self, tenant: str | None, session: str) -> int:
-        """Remove a session's rows; how many there were. `scrub` overwrites what they leave behind.
+    def forget(self, tenant: str | None, session: str, keys: Collection[str] | None) -> int:
+        """Remove a session's rows; how many there were. `scrub` overwrites what they leave behind; see `Index`.
 
         Raises:
             StoreBusy: another process kept writing.
@@ -114,11 +114,16 @@ class WordIndex:
             if not mine:
                 raise StoreBusy(str(database.path), WAIT)
             with database.changing() as connection:
-                removed = _forget(connection, "name", _encoded(session))
+                removed = _forget_named(connection, session, keys)
                 dirty = _is_dirty(connection)
         if dirty:
             self._deleted(tenant)
         return removed
+
+    def is_dirty(self, tenant: str | None) -> bool:
+        """Whether traces of what was deleted are left."""
+        with self.database(tenant).reading() as connection:
+            return _is_dirty(connection)
 
     def scrub(self, tenant: str | None) -> bool:
         """Leave no byte of what was deleted; False if others kept it from that for now."""
@@ -185,7 +190,7 @@ def span(slot: int) -> tuple[int, int]:
 
 def slot_of(connection: sqlite3.Connection, session: str) -> int | None:
     """Where a session's rows lie, if it has any."""
-    row = connection.execute("SELECT slot FROM sessions WHERE name=?", (_encoded(session),)).fetchone()
+    row = connection.execute("SELECT slot FROM sessions WHERE name=?", (encoded(session),)).fetchone()
     return None if row is None else int(row[0])
 
 
@@ -214,8 +219,9 @@ def _prepare(connection: sqlite3.Connection) -> None:
     connection.executescript(_TABLES)
 
 
-def _encoded(session: str) -> bytes:
-    return session.encode("utf-8", "surrogatepass")
+def encoded(text: str) -> bytes:
+    """A name as it is stored: any string, lone surrogates and zero characters too."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _slot(connection: sqlite3.Connection, key: str, session: str) -> int:
@@ -223,7 +229,7 @@ def _slot(connection: sqlite3.Connection, key: str, session: str) -> int:
     row = connection.execute("SELECT slot FROM sessions WHERE key=?", (key,)).fetchone()
     if row is not None:
         return int(row[0])
-    name = _encoded(session)
+    name = encoded(session)
     _forget(connection, "name", name)  # an earlier session of that name
     slot = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest()) % (1 << SLOT_BITS)
     while connection.execute("SELECT 1 FROM sessions WHERE slot=?", (slot,)).fetchone():
@@ -252,9 +258,9 @@ def _columns(words: Sequence[str]) -> tuple[str, str]:
     return " ".join(words[:HEAD]), " ".join(words[HEAD:])
 
 
-def _role(turn: Turn) -> str | None:
+def _role(turn: Turn) -> bytes | None:
     role = turn.message.get("role")
-    return role if isinstance(role, str) and role.isprintable() else None
+    return encoded(role) if isinstance(role, str) else None
 
 
 def _metadata(turn: Turn) -> str | None:
@@ -279,6 +285,14 @@ def _forget(connection: sqlite3.Connection, column: str, value: str | bytes) -> 
     removed = _delete(connection, *span(row[0]))
     connection.execute("DELETE FROM sessions WHERE slot=?", row)
     return removed
+
+
+def _forget_named(connection: sqlite3.Connection, session: str, keys: Collection[str] | None) -> int:
+    """Remove a session by its id, if its key is one of these."""
+    row = connection.execute("SELECT key FROM sessions WHERE name=?", (encoded(session),)).fetchone()
+    if row is None or (keys is not None and row[0] not in keys):
+        return 0
+    return _forget(connection, "key", row[0])
 
 
 def _trim(connection: sqlite3.Connection, event: TurnEvent) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from krunch_plugins.recall import word_terms as terms
-from krunch_plugins.recall.word_index import LENGTH_BITS, slot_of, span
+from krunch_plugins.recall.word_index import LENGTH_BITS, encoded, slot_of, span
 
 if TYPE_CHECKING:
     import sqlite3
@@ -29,8 +29,9 @@ ROWS = 8000
 little where so much is stored."""
 CANDIDATES = 300
 """Turns that are ranked by each of both scores before these are added up."""
-MOST_TERMS = 32
-"""Terms of a query that are looked up. Of a longer text the longest terms are taken, which are rare ones mostly."""
+COUNTED, MOST_TERMS = 1024, 32
+"""Different terms of a query whose rows are counted, and of these the rarest, which are looked for. Of a longer text
+the longest ones are counted, in bytes, so that scripts without spaces get their share."""
 
 _CLASSES = (1 << LENGTH_BITS) - 1
 _FADES = f"CASE turns.rowid & {_CLASSES} {' '.join(f'WHEN {n} THEN {FADE**n!r}' for n in range(_CLASSES + 1))} END"
@@ -83,8 +84,8 @@ def _rows(connection: sqlite3.Connection, query: SearchQuery) -> Rows | None:
 def _choose(connection: sqlite3.Connection, text: str, rows: Rows) -> list[str]:
     """The terms to look for, as FTS5 expressions of one quoted word each: the rarest first, until there are enough."""
     found = list(dict.fromkeys(terms.terms(text)))
-    if len(found) > MOST_TERMS:
-        found = sorted(found, key=lambda term: (-len(term), term))[:MOST_TERMS]
+    if len(found) > COUNTED:
+        found = sorted(found, key=lambda term: (-len(term.encode()), term))[:COUNTED]
     counted = []
     for term in found:
         # Quoted, so that it is never an operator of the query language; a term holds no quotes.
@@ -95,7 +96,7 @@ def _choose(connection: sqlite3.Connection, text: str, rows: Rows) -> list[str]:
             counted.append((count, expression))
     chosen: list[str] = []
     total = 0
-    for count, expression in sorted(counted):
+    for count, expression in sorted(counted)[:MOST_TERMS]:
         total += count
         if chosen and total > ROWS:
             break
@@ -117,7 +118,7 @@ class _Filter:
             self.values.append(query.before)
         if query.roles is not None:
             conditions.append(f"docs.role IN ({', '.join('?' * len(query.roles))})")
-            self.values += sorted(query.roles)
+            self.values += [encoded(role) for role in sorted(query.roles)]
         if query.metadata:
             conditions.append("holds(docs.metadata, ?)")
             self.values.append(json.dumps(query.metadata))

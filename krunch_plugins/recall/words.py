@@ -78,9 +78,14 @@ class Words:
 
     def forget(self, session: str, tenant: str | None) -> int:
         """Remove a session's words, also from the disk; how many turns there were."""
-        removed = self._follower.forget(session, tenant)
-        if removed and time.monotonic() >= self._resting:
-            self._scrub_due()
+        try:
+            removed = self._follower.forget(session, tenant)
+        except DatabaseReplaced:
+            return 0  # it was damaged: nothing is left of it at all
+        if self._index.is_dirty(tenant):  # another process may have removed it, and not have got round to this
+            self._scrub_later(tenant)
+            if time.monotonic() >= self._resting:
+                self._scrub_due()
         return removed
 
     def close(self) -> None:
