@@ -219,7 +219,12 @@ class Settings(BaseModel):
         ),
     )
     context_pinned: int = Field(
-        1, ge=0, description="First messages of a conversation that never leave it, beside those of the system."
+        1,
+        ge=0,
+        description=(
+            "First messages of a conversation that never leave it, beside those of the system, as far as they take no "
+            "more than half of the window."
+        ),
     )
 
     home: Path | None = Field(

@@ -30,7 +30,7 @@ class Limits(NamedTuple):
     Attributes:
         window: tokens that a request may have.
         recalled: tokens of these that are kept free, after the first cut, for what is recalled.
-        pinned: how many first messages stay, those of the system not counted.
+        pinned: how many first messages stay, those of the system not counted, if they take no more than half of it.
     """
 
     window: int
@@ -127,7 +127,7 @@ class _Folding:
         self._staying = [0]
         self._units = Units()
         self._asked = -1  # where the user spoke last
-        self.cut = Cut(pinned=_pinned(messages, limits.pinned))
+        self.cut = Cut(pinned=_pinned(messages, lengths, limits))
 
     def add(self, index: int) -> None:
         """Take in the next message, and cut if there is too much now."""
@@ -198,10 +198,13 @@ class _Folding:
         return (self._sums[stop] - self._sums[start]) * 2 <= self._room(start, self._limits.window)
 
 
-def _pinned(messages: Sequence[Message], count: int) -> int:
-    """Before which position everything stays."""
-    position = left = 0
-    while position < len(messages) and (left < count or is_instruction(messages[position])):
-        left += not is_instruction(messages[position])
+def _pinned(messages: Sequence[Message], lengths: Sequence[int], limits: Limits) -> int:
+    """Before which position everything stays: as many first messages as are pinned, and take no more than half."""
+    position = count = taken = 0
+    for message, length in zip(messages, lengths, strict=True):
+        if not is_instruction(message):
+            count, taken = count + 1, taken + length
+            if count > limits.pinned or taken * 2 > limits.window:
+                break
         position += 1
     return position

@@ -97,6 +97,8 @@ class Window:
         has_plugins: Callable[[], bool],
     ) -> None:
         self._settings, self._store, self._record = settings, store, record
+        if settings.context_window is not None and store is None:
+            log.warning("context_window does nothing without a store; set home, or give Krunch a store")
         self._lengths = Lengths()
         self._inserts = None if store is None else Inserts(store)
         self._recalling = None

@@ -110,16 +110,21 @@ def test_what_stays_may_be_too_much(tmp_path: Path) -> None:
 
 
 def test_pinned_messages_stay(tmp_path: Path) -> None:
-    """As many first messages as are pinned stay, and with them the results of calls among them."""
+    """As many first messages as are pinned stay, with the results of calls among them, unless they take too much."""
     call = {"id": "a", "type": "function", "function": {"name": "look", "arguments": "{}"}}
     opening = [SYSTEM, user("Hello."), {"role": "assistant", "content": None, "tool_calls": [call]}]
     opening += [{"role": "tool", "tool_call_id": "a", "content": "found"}]
     with opened(tmp_path, context_pinned=2) as krunch:
         pinned = krunch.prepare([*opening, *talk()[2:], QUESTION], model="gpt-4o", session="s")
+    with opened(tmp_path / "large") as krunch:
+        pasted = user("word " * 400)
+        large = krunch.prepare([SYSTEM, pasted, *talk()[2:], QUESTION], model="gpt-4o", session="s")
     with opened(tmp_path / "none", context_pinned=0) as krunch:
         free = krunch.prepare([*opening, *talk()[2:], QUESTION], model="gpt-4o", session="s")
 
     assert restore(pinned.messages)[:4] == opening
+    assert restore(large.messages)[0] == SYSTEM
+    assert report(large).tokens_after <= 600
     assert restore(free.messages)[0] == SYSTEM
     assert user("Hello.") not in restore(free.messages)
 
