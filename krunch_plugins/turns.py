@@ -128,7 +128,8 @@ class TurnLog(Protocol):
             limit: about how many events to return at most; the first answer may be longer.
 
         Returns:
-            The events, and the cursor to ask with next time. No events: nothing is new.
+            The events, and the cursor to ask with next time. Nothing is new when that is the one that was given; there
+            may be no events otherwise too, because turns that came and went again are none.
         """
 
 

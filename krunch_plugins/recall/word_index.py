@@ -216,7 +216,8 @@ def _holds(stored: str | None, wanted: str) -> bool:
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
-    connection.executescript(_TABLES)
+    for statement in _TABLES.split(";"):  # not `executescript`, which would end the transaction
+        connection.execute(statement)
 
 
 def encoded(text: str) -> bytes:

@@ -221,7 +221,12 @@ def test_forgetting_is_not_kept_waiting_by_a_build(store: ConversationStore, fol
     store.append("a", says(40))
     index, follower = follow(chunk=10)
     started, release = threading.Event(), threading.Event()
-    index.before = lambda: started.set() or (release.wait(10) and None)
+
+    def wait() -> None:
+        started.set()
+        release.wait(10)
+
+    index.before = wait
     follower.wake(None)
     started.wait(10)
     removed: list[int] = []
@@ -233,6 +238,27 @@ def test_forgetting_is_not_kept_waiting_by_a_build(store: ConversationStore, fol
 
     assert removed
     assert removed[0] <= 20
+
+
+def test_turns_that_came_and_went_do_not_hide_what_came_after(
+    store: ConversationStore, follow: Callable[..., Any]
+) -> None:
+    """Appends to a session that was forgotten since are no news, but that it was forgotten is."""
+    store.append("a", says(2))
+    index, follower = follow()
+    follower.catch_up(None)
+    with ConversationStore(store.directory, upkeep_seconds=0) as other:
+        other.append("a", says(3))
+        other.forget("a")
+
+        assert follower.catch_up(None)
+        assert known(index, None) == []
+        for name in "bcd":
+            other.append(name, says(1))
+            other.forget(name)
+        other.append("e", says(1))
+        assert follower.catch_up(None)
+        assert known(index, None) == [[0]]
 
 
 def test_closing_twice_does_no_harm(store: ConversationStore, follow: Callable[..., Any]) -> None:

@@ -173,7 +173,12 @@ def test_a_repeated_query_is_answered_from_the_cache_until_something_changes(
     asked: list[SearchQuery] = []
     voice = krunch._recall._voices["words"]
     search = voice.search
-    monkeypatch.setattr(voice, "search", lambda query: asked.append(query) or search(query))
+
+    def counted(query: SearchQuery) -> Sequence[SearchHit]:
+        asked.append(query)
+        return search(query)
+
+    monkeypatch.setattr(voice, "search", counted)
 
     def found() -> tuple[int, int]:
         before = len(asked)
