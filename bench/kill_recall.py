@@ -159,7 +159,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--writers", type=int, default=2)
     parser.add_argument("--voices", nargs="+", default=["words", "vectors"])
-    parser.add_argument("--keep", type=Path, help="stop at the first round that fails, and leave a copy of its home here")
+    parser.add_argument("--keep", type=Path, help="stop at the first round that fails, and leave a copy of its home")
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
     seen: Counter[str] = Counter()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from krunch_plugins import hookspecs
-from krunch_plugins.errors import PluginError, RequestRefused
+from krunch_plugins.errors import PluginError, RequestRefused, StoreError
 from krunch_plugins.exchange import Exchange, Problem, Reply
 from krunch_plugins.turns import SearchHit, Turn
 
@@ -219,6 +219,17 @@ class Plugins:
                 answers[implementation.plugin_name] = _hits(found, query)
             except Exception as error:  # noqa: BLE001 - one finder must not blind the others
                 _log_failure(implementation.plugin_name, "on_search", error, "its answer counts as empty")
+        return answers
+
+    def search_or_fail(self, query: SearchQuery) -> dict[str, Sequence[SearchHit]]:
+        """`on_search`, for those who must tell that nothing was found from that all of them failed.
+
+        Raises:
+            StoreError: there are plugins that search, and none of them could.
+        """
+        answers = self.on_search(query)
+        if not answers and self._implementations("on_search"):
+            raise StoreError("no search plugin could answer; the krunch logger says why")
         return answers
 
     def note(self, exchange: Exchange, plugin: str, hook: str, error: Exception) -> None:

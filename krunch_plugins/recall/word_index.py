@@ -9,9 +9,10 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from krunch_plugins.errors import FrameDamaged, StoreBusy, StoreError
+from krunch_plugins.errors import StoreBusy, StoreError
 from krunch_plugins.recall import word_terms as terms
 from krunch_plugins.recall.database import WAIT, DatabaseReplaced, IndexDatabase
+from krunch_plugins.recall.reading import readable
 from krunch_plugins.recall.search import holds
 from krunch_plugins.recall.texts import text_of
 
@@ -170,7 +171,7 @@ class WordIndex:
         if known is not None:
             start = max(start, number_of(known) + 1)  # it may be told what it knows
         rows, words = [], []
-        for turn in _readable(self._store, event.session, start, stop, tenant):
+        for turn in readable(self._store, event.session, start, stop, tenant):
             found = terms.terms(text_of(turn.message))
             row = row_id(slot, turn.number, len(found))
             rows.append((row, turn.timestamp, _role(turn), _metadata(turn), " ".join(found)))
@@ -245,22 +246,6 @@ def _slot(connection: sqlite3.Connection, key: str, session: str) -> int:
         slot = (slot + 1) % (1 << SLOT_BITS)
     connection.execute("INSERT INTO sessions VALUES(?, ?, ?)", (slot, key, name))
     return slot
-
-
-def _readable(store: TurnStore, session: str, start: int, stop: int, tenant: str | None) -> list[Turn]:
-    """Turns of the store; those that are damaged are left out, since nobody can read them."""
-    if start >= stop:
-        return []
-    try:
-        return store.turns(session, start, stop, tenant=tenant)
-    except FrameDamaged:
-        if stop - start == 1:
-            return []
-        middle = (start + stop) // 2
-        return [
-            *_readable(store, session, start, middle, tenant),
-            *_readable(store, session, middle, stop, tenant),
-        ]
 
 
 def _columns(words: Sequence[str]) -> tuple[str, str]:
