@@ -101,8 +101,9 @@ class EmbeddingIndex:
             found = self._spaces.get(tenant)
             if found is None:
                 self._left.pop(tenant, None)
-                saved = self._vector_files(tenant).read(self._exact_up_to)
-                found = self._spaces[tenant] = Space(saved, self.embedder.dimension, self._exact_up_to)
+                saved = self._vector_files(tenant).read(self._exact_up_to, self._stopping)
+                found = Space(saved, self.embedder.dimension, self._exact_up_to, self._stopping)
+                self._spaces[tenant] = found
             self._spaces.move_to_end(tenant)
             return found
 

@@ -182,13 +182,15 @@ class AdaptiveIndex:
     Args:
         dimension: length of each vector.
         exact_up_to: vectors up to which search is exact; it becomes exact again at half of that.
+        stopping: once it is set, no graph is built any more: what takes a minute is broken off, and nothing is changed.
 
     Attributes:
         missing: what would make it faster and is not there, in words; None if nothing is missing.
     """
 
-    def __init__(self, dimension: int, exact_up_to: int = EXACT_UP_TO) -> None:
+    def __init__(self, dimension: int, exact_up_to: int = EXACT_UP_TO, stopping: threading.Event | None = None) -> None:
         self.dimension = dimension
+        self._stopping = stopping or threading.Event()
         self.missing: str | None = None
         self._exact_up_to = exact_up_to
         self._changing = threading.Lock()
@@ -216,7 +218,7 @@ class AdaptiveIndex:
         """Build the graph anew without what is marked, while searches go on; as slow as building it."""
         with self._changing:
             if not isinstance(self._index, ExactIndex):
-                self._index.compact()
+                self._index.compact(self._stopping)
 
     def adopt(self, graph: HnswIndex) -> None:
         """Take a graph that was loaded from a file as what this index holds."""
@@ -266,6 +268,8 @@ class AdaptiveIndex:
             return
         graph = HnswIndex(self.dimension)
         for keys, vectors in pieces(exact):
+            if self._stopping.is_set():
+                return
             graph.add(keys, vectors)
         self._index = graph
 
