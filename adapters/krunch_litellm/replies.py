@@ -174,7 +174,7 @@ class ExpandedStream:
             return
         try:
             given = chunk.model_dump()
-            chunks = [chunk if out == given else _chunk(chunk, out) for out in self._expander.feed(given)]
+            chunks = [chunk if out == given else chunk_like(chunk, out) for out in self._expander.feed(given)]
         except Exception as error:  # noqa: BLE001 - ours, never the caller's: what the model wrote goes through
             log.warning("expanding a stream failed with %s; the rest is handed on as it came", type(error).__name__)
             self._broken = True
@@ -199,7 +199,7 @@ class ExpandedStream:
     def _end(self, rest: list[dict[str, Any]], error: BaseException | None = None) -> None:
         self._over, self._error = True, error
         if self._template is not None:
-            self._ready.extend(_chunk(self._template, out) for out in rest)
+            self._ready.extend(chunk_like(self._template, out) for out in rest)
 
     def _break_off(self) -> None:
         if not self._over:
@@ -213,7 +213,7 @@ class ExpandedStream:
         raise error or stop
 
 
-def _chunk(template: Any, chunk: Mapping[str, Any]) -> Any:  # noqa: ANN401 - LiteLLM's chunk
+def chunk_like(template: Any, chunk: Mapping[str, Any]) -> Any:  # noqa: ANN401 - LiteLLM's chunk
     """A chunk like `template` (its id, its hidden parameters) that says what `chunk` says."""
     result = template.model_copy()
     result.choices = [

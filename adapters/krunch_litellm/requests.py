@@ -131,7 +131,7 @@ class ChatRequest:
             model=model,
             session=_session(arguments),
             tools=[as_dict(tool) for tool in tools] or None,
-            json_reply=_is_json(arguments.get("response_format")),
+            json_reply=is_json(arguments.get("response_format")),
         )
 
     @property
@@ -236,7 +236,8 @@ def _session(arguments: Mapping[str, Any]) -> str | None:
     return None if session is None else str(session)
 
 
-def _is_json(response_format: object) -> bool:
+def is_json(response_format: object) -> bool:
+    """Whether a request's `response_format` asks for one JSON document."""
     if isinstance(response_format, dict):
         return response_format.get("type") in {"json_object", "json_schema"}
     return isinstance(response_format, type)  # a pydantic class, which LiteLLM turns into a JSON schema
