@@ -112,13 +112,14 @@ class Encoder:
         self._letters = letters(tokenizer) if dense else ""
         self._mining = Mining(multiline=options.profile != "safe", nested=dense, apart=bool(self._letters))
 
-    def encode(self, message: Message, index: int, state: State) -> EncodedMessage:
+    def encode(self, message: Message, index: int, state: State, *, defines: bool = True) -> EncodedMessage:
         """Encode the message that comes after `state`, which must be the newest state of its dictionary.
 
         Args:
             message: the message. Not changed.
             index: its position in the request, for the report.
             state: what the messages before it have defined. Its dictionary grows.
+            defines: whether it may define something itself.
         """
         role = str(message.get("role", ""))
         originals = list(legend.texts(message))
@@ -127,7 +128,7 @@ class Encoder:
         state = next_request(role, index, state, self.options)
         for text in originals:
             state = state.after(literals)
-            done = self._encode_text(text, state, compress=role in self.options.roles)
+            done = self._encode_text(text, state, compress=role in self.options.roles, defines=defines)
             state.dictionary.extend(done.added)
             state.monitor = state.monitor.after(done.evidence)
             state.plain_tokens += done.tokens_before
@@ -138,7 +139,7 @@ class Encoder:
         sent = tuple(done.sent for done in encoded) if changed else None
         return EncodedMessage(sent, report, state.after(literals))
 
-    def _encode_text(self, text: str, state: State, *, compress: bool) -> EncodedText:
+    def _encode_text(self, text: str, state: State, *, compress: bool, defines: bool) -> EncodedText:
         """One text: with new entries, or with known ones only, or as it came; whatever is smallest."""
         before = self.tokenizer.encode(text)
         view = View(state.dictionary, state.known)
@@ -151,7 +152,7 @@ class Encoder:
         segments = repeats.refer(text, state.dictionary.lines, self.tokenizer.count)
         plain, evidence = best, Evidence()
         known = best.tokens_after
-        for sources, draft in self._drafts(text, segments, before, state):
+        for sources, draft in self._drafts(text, segments, before, state, defines=defines):
             buys = any(isinstance(one, Phrase) for one in draft.added)
             if not buys:
                 known = min(known, draft.tokens_after)
@@ -183,7 +184,7 @@ class Encoder:
         return plain >= minimum and CACHE_WRITE * sent - CACHE_READ * plain > more
 
     def _drafts(
-        self, text: str, segments: list[Segment], tokens: list[int], state: State
+        self, text: str, segments: list[Segment], tokens: list[int], state: State, *, defines: bool
     ) -> Iterable[tuple[list[Segment], EncodedText]]:
         """Ways to send a text, and the segments that each is read as.
 
@@ -193,24 +194,31 @@ class Encoder:
         count = self.tokenizer.count
         book = state.dictionary.templates
         numbers = state.numbers()
-        folded, found = folds.fold(segments, state.dictionary.shapes, lambda: next(numbers), count)
+        folded, found = folds.fold(segments, state.dictionary.shapes, numbers if defines else None, count)
         added: list[Definition] = [Shape(*shape) for shape in found]
         share = sum(map(text.count, digits)) / max(len(text), 1)
         rows, forms = folded, list[Template]()
-        if share >= FEW_DIGITS or len(book):
-            rows, forms = templates.extract(folded, book, lambda: next(numbers), count)
-        for draft in self._phrases(text, rows, tokens, [*added, *forms], state):
+        if (share >= FEW_DIGITS and defines) or len(book):
+            rows, forms = templates.extract(folded, book, numbers if defines else None, count)
+        for draft in self._phrases(text, rows, tokens, [*added, *forms], state, defines=defines):
             yield segments, draft
         if len(folded) == 1 or share < MANY_DIGITS:
             return
         numbers = state.numbers()
-        rows, forms = templates.extract([text], book, lambda: next(numbers), count)
+        rows, forms = templates.extract([text], book, numbers if defines else None, count)
         if len(rows) > 1:
-            for draft in self._phrases(text, rows, tokens, [*forms], state):
+            for draft in self._phrases(text, rows, tokens, [*forms], state, defines=defines):
                 yield [text], draft
 
-    def _phrases(
-        self, text: str, segments: list[Segment], tokens: list[int], added: list[Definition], state: State
+    def _phrases(  # noqa: PLR0913 - a stage of `_drafts`, which knows all of it
+        self,
+        text: str,
+        segments: list[Segment],
+        tokens: list[int],
+        added: list[Definition],
+        state: State,
+        *,
+        defines: bool,
     ) -> Iterable[EncodedText]:
         """Ways to send the segments of a text, which define what is `added`: with known phrases, and with new ones."""
         view = View(state.dictionary, state.known)
@@ -230,6 +238,8 @@ class Encoder:
         if body != text:
             tokens = self.tokenizer.encode(body)
             yield self._draft(start, body, added, used, state)._replace(reused=reused)
+        if not defines:
+            return
         last = max([int(one.name[1:]) for one in added], default=0)
         atoms, phrases, symbols = self.add_phrases(atoms, tokens, state, state.numbers(last))
         if phrases:
