@@ -221,7 +221,7 @@ class Figures:
                     self._base.execute("DELETE FROM workers WHERE worker = ?", (worker,))
 
     def summary(self, tenant: str | None, *, series: int = 0) -> Summary:
-        """What was counted, of all tenants where `tenant` is None; with the series of the last `series` conversations."""
+        """What was counted, of all tenants if `tenant` is None; with the series of the last `series` conversations."""
         oldest = self._clock() - self._limits[1]
         whose, key = ("1", ()) if tenant is None else ("tenant = ?", (tenant,))
         with self._lock:
