@@ -6,6 +6,7 @@ litellm_settings:
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from litellm.integrations.custom_logger import CustomLogger
@@ -139,6 +140,7 @@ class KrunchProxy(CustomLogger):
         request: WireRequest,
         key: UserAPIKeyAuth,
     ) -> dict[str, Any]:
+        telemetry.heed(self.krunch)
         identity, model = identify(data, key), str(data.get("model"))
         exchange = await self.krunch.aprepare(
             request.messages,
@@ -167,3 +169,8 @@ def _headers(call: ProxiedCall) -> dict[str, str]:
 
 krunch = KrunchProxy()
 """The instance that a proxy's config names."""
+
+if "litellm.proxy.proxy_server" in sys.modules:  # the proxy is loading us; importing it takes seconds
+    from krunch_litellm.routes import add_to_proxy
+
+    add_to_proxy(lambda: krunch.krunch)
