@@ -163,7 +163,7 @@ def _headers(call: ProxiedCall) -> dict[str, str]:
     return {
         "x-krunch-tokens-before": str(report.tokens_before),
         "x-krunch-tokens-after": str(report.tokens_after),
-        "x-krunch-session": call.identity.session or "",
+        "x-krunch-session": call.identity.header,
     }
 
 
