@@ -116,15 +116,8 @@ class Chain:
             self._sent = exchange.messages
             return exchange
         links = await asyncio.to_thread(self._links)
-        exchange = None if links is None else await self._behind(links, facts)
-        if exchange is None:
-            self._known = False
-            nothing = frozenset(range(len(request.messages)))
-            exchange = await self._krunch.aprepare(request.messages, **facts, no_definitions=nothing)
-            reader = self._chains.reader(self._identity.tenant, self._previous) if self._previous else None
-            if reader is not None:
-                exchange.symbols = {**reader.symbols, **exchange.symbols}
-        return exchange
+        behind = None if links is None else await self._behind(links, facts)
+        return await self._alone(request, facts) if behind is None else behind
 
     async def note(self, reply: Any, message: Message | None, exchange: Exchange) -> None:  # noqa: ANN401 - LiteLLM's own
         """Keep what a request that goes on from this response has to know.
@@ -168,6 +161,16 @@ class Chain:
         if any(_digest(exchange.messages[start:stop]) != digest for start, stop, digest in stretches):
             return None
         self._sent = exchange.messages[len(before) :]
+        return exchange
+
+    async def _alone(self, request: WireRequest, facts: dict[str, Any]) -> Exchange:
+        """The request's messages with nothing before them that is known; their JSON is folded."""
+        self._known = False
+        nothing = frozenset(range(len(request.messages)))
+        exchange = await self._krunch.aprepare(request.messages, **facts, no_definitions=nothing)
+        reader = self._chains.reader(self._identity.tenant, self._previous) if self._previous else None
+        if reader is not None:  # the model may still use what it was told before
+            exchange.symbols = {**reader.symbols, **exchange.symbols}
         return exchange
 
     def _links(self) -> list[_Link] | None:

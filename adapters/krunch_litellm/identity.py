@@ -24,6 +24,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeGuard
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -35,6 +36,7 @@ MAX_SESSION = 256
 ANONYMOUS = "anonymous"
 """The tenant of callers without a key, on a proxy that asks for none."""
 
+_PLAIN = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 _GENERATED = "litellm_session_id_generated"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -55,6 +57,11 @@ class Identity:
     ignored: int = 0
     span: Any = field(default=None, repr=False, compare=False)
 
+    @property
+    def header(self) -> str:
+        """The session as a response header can hold it: what is not printable ASCII, and `%`, percent-encoded."""
+        return quote(self.session or "", safe=_PLAIN)
+
 
 def identify(data: Mapping[str, Any], user_api_key_dict: UserAPIKeyAuth) -> Identity:
     """Read the session and the tenant of a request to the proxy.
@@ -63,14 +70,16 @@ def identify(data: Mapping[str, Any], user_api_key_dict: UserAPIKeyAuth) -> Iden
         data: the request's arguments, as LiteLLM's proxy hands them to hooks.
         user_api_key_dict: what the proxy knows about the caller's key.
     """
-    tenant, ignored = tenant_of(user_api_key_dict), 0
+    tenant = tenant_of(user_api_key_dict)
+    ignored: list[object] = []
     span = getattr(user_api_key_dict, "parent_otel_span", None)
     for given in _sessions(data):
         session = str(given) if isinstance(given, int) and not isinstance(given, bool) else given
         if is_session(session):
-            return Identity(session, tenant, ignored, span)
-        ignored += 1
-    return Identity(None, tenant, ignored, span)
+            return Identity(session, tenant, len(ignored), span)
+        if session not in ignored:  # LiteLLM copies what it finds in one place to others
+            ignored.append(session)
+    return Identity(None, tenant, len(ignored), span)
 
 
 def is_session(given: object) -> TypeGuard[str]:

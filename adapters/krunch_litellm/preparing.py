@@ -51,8 +51,10 @@ def reading(call_type: str) -> Callable[[Mapping[str, Any]], WireRequest | None]
 
 
 def opted_out(data: dict[str, Any]) -> bool:
-    """Whether a request says `x-krunch: off` or `metadata.krunch = false`. What it says in its metadata is taken out:
-    providers would be sent it."""
+    """Whether a request says `x-krunch: off` or `metadata.krunch = false`.
+
+    What it says in its metadata is taken out: providers would be sent it.
+    """
     headers = (data.get("proxy_server_request") or {}).get("headers") or {}
     said = [headers.get("x-krunch")]
     for name in ("metadata", "litellm_metadata"):
@@ -62,55 +64,62 @@ def opted_out(data: dict[str, Any]) -> bool:
     return any(value is False or (isinstance(value, str) and value.strip().lower() in _OFF) for value in said)
 
 
-async def prepare(
-    configuration: Configuration,
-    chains: Chains,
-    data: dict[str, Any],
-    call_type: str,
-    request: WireRequest,
-    key: UserAPIKeyAuth,
-) -> tuple[ProxiedCall, dict[str, Any]]:
-    """Compress a request.
+class Preparer:
+    """Compresses the requests of a proxy.
 
     Args:
         configuration: who serves which request.
         chains: what is remembered of responses that a request may go on from.
-        data: its arguments; not changed.
-        call_type: LiteLLM's name of the endpoint.
-        request: the same as its protocol reads it.
-        key: what the proxy knows about the caller's key.
-
-    Returns:
-        The call, and the arguments to send.
-
-    Raises:
-        RequestRefused: a plugin stopped it.
     """
-    model = str(data.get("model"))
-    names = deployed(model, key.team_id)
-    krunch = configuration.krunch_for(names, key)
-    telemetry.heed(krunch)
-    identity = identify(data, key)
-    facts: dict[str, Any] = {
-        "model": names[-1],
-        "session": identity.session,
-        "tenant": identity.tenant,
-        "tools": request.tools,
-        "json_reply": request.json_reply,
-    }
-    chain = Chain(chains, krunch, data, identity) if isinstance(request, ResponsesWire) else None
-    exchange = await (krunch.aprepare(request.messages, **facts) if chain is None else chain.aprepare(request, facts))
-    changed = request.arguments(exchange)
-    if isinstance(changed.get("messages"), list):
-        sent = NestedMessages(changed["messages"], Call(exchange, configuration))
-    else:
-        sent = NestedMessages(exchange.messages, Call(exchange, configuration))
-    namespace = _namespace(krunch, exchange, request, data)
-    if namespace is not None:
-        changed["cache"] = {**(data.get("cache") or {}), "namespace": namespace}
-    serving.set(sent)
-    call = ProxiedCall(exchange, identity, call_type, model, request, krunch, bool(data.get("stream")), chain)
-    return call, {**data, **changed}
+
+    def __init__(self, configuration: Configuration, chains: Chains) -> None:
+        self._configuration, self._chains = configuration, chains
+
+    async def prepare(
+        self, data: dict[str, Any], call_type: str, request: WireRequest, key: UserAPIKeyAuth
+    ) -> tuple[ProxiedCall, dict[str, Any]]:
+        """Compress a request.
+
+        Args:
+            data: its arguments; not changed.
+            call_type: LiteLLM's name of the endpoint.
+            request: the same as its protocol reads it.
+            key: what the proxy knows about the caller's key.
+
+        Returns:
+            The call, and the arguments to send.
+
+        Raises:
+            RequestRefused: a plugin stopped it.
+        """
+        model = str(data.get("model"))
+        names = deployed(model, key.team_id)
+        krunch = self._configuration.krunch_for(names, key)
+        telemetry.heed(krunch)
+        identity = identify(data, key)
+        facts: dict[str, Any] = {
+            "model": names[-1],
+            "session": identity.session,
+            "tenant": identity.tenant,
+            "tools": request.tools,
+            "json_reply": request.json_reply,
+        }
+        chain: Chain | None = None
+        if isinstance(request, ResponsesWire):
+            chain = Chain(self._chains, krunch, data, identity)
+            exchange = await chain.aprepare(request, facts)
+        else:
+            exchange = await krunch.aprepare(request.messages, **facts)
+        changed = request.arguments(exchange)
+        sent = NestedMessages(changed.get("messages") or exchange.messages, Call(exchange, self))
+        if isinstance(request, ChatWire):
+            changed["messages"] = sent
+        namespace = _namespace(krunch, exchange, request, data)
+        if namespace is not None:
+            changed["cache"] = {**(data.get("cache") or {}), "namespace": namespace}
+        serving.set(sent)
+        call = ProxiedCall(exchange, identity, call_type, model, request, krunch, bool(data.get("stream")), chain)
+        return call, {**data, **changed}
 
 
 def _namespace(krunch: Krunch, exchange: Exchange, request: WireRequest, data: Mapping[str, Any]) -> str | None:

@@ -19,7 +19,7 @@ from krunch_litellm import telemetry
 from krunch_litellm.chains import Chains, own_id
 from krunch_litellm.configuration import Configuration
 from krunch_litellm.identity import tenant_of
-from krunch_litellm.preparing import opted_out, prepare, reading
+from krunch_litellm.preparing import Preparer, opted_out, reading
 from krunch_litellm.proxied import InFlight, headers, refusal
 from krunch_litellm.wire.responses import fetched
 from krunch_plugins import Krunch, RequestRefused
@@ -56,6 +56,7 @@ class KrunchProxy(CustomLogger):
         self.configuration = Configuration(krunch=krunch)
         self.in_flight = InFlight()
         self._chains = Chains()
+        self._preparer = Preparer(self.configuration, self._chains)
         self._unserved: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
     @property
@@ -81,7 +82,7 @@ class KrunchProxy(CustomLogger):
             request = reader(data)
             if request is None:
                 return data
-            call, data = await prepare(self.configuration, self._chains, data, call_type, request, user_api_key_dict)
+            call, data = await self._preparer.prepare(data, call_type, request, user_api_key_dict)
             self.in_flight.add(data, call)
             telemetry.prepared(call)
         except RequestRefused as error:
@@ -171,13 +172,13 @@ class KrunchProxy(CustomLogger):
         """Say in the response's headers what Krunch did."""
         call = self.in_flight.get(data)
         try:
-            if call is not None:
-                return headers(call)
             reason = self._unserved.get(data["litellm_logging_obj"])
-            return {} if reason is None else {"x-krunch-reason": reason}
+            told = headers(call) if call is not None else {"x-krunch-reason": reason} if reason else {}
         except Exception as error:  # noqa: BLE001 - as above
             telemetry.failed("headers", error, call)
             return {}
+        else:
+            return told
 
     def _fetched(self, data: Mapping[str, Any], key: UserAPIKeyAuth, response: Any) -> Any:  # noqa: ANN401 - as above
         """A response that the provider has stored, expanded if this process remembers its symbols."""

@@ -118,8 +118,11 @@ def logprobs(body: Mapping[str, Any], text: str) -> dict[str, Any] | None:
     return {"content": entries, "refusal": None}
 
 
-def _usage(body: Mapping[str, Any], answers: Sequence[Answer]) -> dict[str, int]:
+def _usage(body: Mapping[str, Any], answers: Sequence[Answer]) -> dict[str, Any]:
     """Tokens of the texts on the wire."""
     texts = [text_of(message.get("content")) for message in body.get("messages", ())]
     prompt, reply = count_tokens(body, texts, answers)
-    return {"prompt_tokens": prompt, "completion_tokens": reply, "total_tokens": prompt + reply}
+    usage: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": reply, "total_tokens": prompt + reply}
+    if answers[0].cached_tokens:
+        usage["prompt_tokens_details"] = {"cached_tokens": min(answers[0].cached_tokens, prompt)}
+    return usage

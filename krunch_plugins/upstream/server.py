@@ -131,7 +131,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         count = body.get("n") or 1
         choices = [answers] * count if isinstance(answers, Answer) else list(answers)
-        if choices[0].status >= HTTPStatus.BAD_REQUEST:
+        if choices[0].raw is not None:
+            self.send_raw(choices[0].raw, "text/event-stream" if body.get("stream") else "application/json")
+        elif choices[0].status >= HTTPStatus.BAD_REQUEST:
             self.send_error_body(choices[0].status, choices[0].text or "refused")
         elif body.get("stream") and protocol.events is not None:
             self.send_events(protocol, protocol.events(body, choices, len(upstream.received)), choices[0])
@@ -142,9 +144,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_json({"error": {"message": message, "type": "upstream_error", "code": str(status)}}, status)
 
     def send_json(self, value: Mapping[str, Any], status: int = 200) -> None:
-        data = json.dumps(value).encode()
+        self.send_raw(json.dumps(value).encode(), "application/json", status)
+
+    def send_raw(self, data: bytes, kind: str, status: int = 200) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)

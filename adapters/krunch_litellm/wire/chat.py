@@ -45,7 +45,7 @@ class ChatWire:
         """The reply for the client."""
         return await afinish(exchange, reply) if is_whole(reply) else reply
 
-    def as_message(self, reply: object) -> None:  # noqa: ARG002 - as all protocols
+    def as_message(self, reply: object) -> None:
         """None: no request goes on from a reply by its id."""
 
     def stream(self, exchange: Exchange) -> ChatStream:

@@ -87,7 +87,7 @@ class MessagesWire:
         message = await exchange.afinish(given)
         return {**reply, "content": with_content(blocks, given, message)}
 
-    def as_message(self, reply: object) -> None:  # noqa: ARG002 - as all protocols
+    def as_message(self, reply: object) -> None:
         """None: no request goes on from a reply by its id."""
 
     def stream(self, exchange: Exchange) -> MessagesStream:

@@ -113,10 +113,9 @@ class Proxy:
 
     def children(self) -> list[int]:
         """The workers' process ids, if there are several workers."""
-        listed = subprocess.run(
-            ["ps", "-o", "pid=,args=", "--ppid", str(self.process.pid)], capture_output=True, text=True, check=False
-        ).stdout
-        return [int(line.split()[0]) for line in listed.splitlines() if "spawn_main" in line]
+        found = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text(encoding="ascii")
+        commands = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in found.split()}
+        return [child for child, command in commands.items() if b"spawn_main" in command]
 
     def stop(self) -> int:
         """Stop it, the way a service manager does; its exit code."""
