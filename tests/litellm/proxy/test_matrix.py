@@ -123,7 +123,7 @@ CLIENTS = {"chat": chat, "messages": messages, "responses": responses}
 def test_requests_are_smaller_and_replies_exact(
     proxy: Proxy, upstream: Upstream, model: Model, protocol: str, backend: str, kind: str, *, stream: bool
 ) -> None:
-    """Whatever client and backend speak, the request is smaller and says the same, and the reply is what the model meant."""
+    """Whatever client and backend speak: the request is smaller and says the same, the reply is what was meant."""
 
     def answer(body: dict[str, Any], symbols: dict[str, str]) -> Answer:
         if kind == "tools":

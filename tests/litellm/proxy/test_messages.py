@@ -80,7 +80,7 @@ def test_only_text_changes(proxy: Proxy, upstream: Upstream, model: Model, syste
 def test_signed_blocks_pass_as_they_came_and_everything_else_is_expanded(
     proxy: Proxy, model: Model, *, stream: bool
 ) -> None:
-    """Signed and redacted thinking pass byte for byte; unsigned thinking, text and arguments are expanded; citations stay."""
+    """Signed and redacted thinking pass byte for byte; unsigned thinking, text and arguments are expanded."""
     citation = {
         "type": "char_location",
         "cited_text": "grass",

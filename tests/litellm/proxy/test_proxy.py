@@ -56,7 +56,7 @@ def streamed(protocol: str, answer: httpx.Response) -> tuple[str, list[dict[str,
 @PROTOCOLS
 @pytest.mark.parametrize("way", ["header", "metadata"])
 def test_a_request_opts_out(proxy: Proxy, upstream: Upstream, model: Model, protocol: str, way: str) -> None:
-    """With `x-krunch: off`, or `krunch: false` in its metadata, a request goes out as it came, without that, and says so."""
+    """With `x-krunch: off`, or `krunch: false` in its metadata, a request goes out as it came, and says so."""
     headers = {"x_krunch": "off"} if way == "header" else {}
     more = {} if way == "header" else {"metadata": {"krunch": False}}
     with proxy.http(**headers) as client:
@@ -153,7 +153,7 @@ def test_the_response_cache_is_the_sessions_own(
 @PROTOCOLS
 @pytest.mark.parametrize("how", ["error_after", "break_after"])
 def test_what_was_held_back_goes_out_before_an_error(proxy: Proxy, model: Model, protocol: str, how: str) -> None:
-    """A stream that breaks off ends as it would without Krunch, and all that the model had said has gone out in plain words."""
+    """A stream that breaks off ends as without Krunch, after all that the model had said, in plain words."""
     before = {"chat": 3, "messages": 5, "responses": 6}[protocol]  # events, of which the last two are text
 
     def answer(body: dict[str, Any], symbols: dict[str, str]) -> Answer:
@@ -312,7 +312,7 @@ def mine(server: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def test_nested_calls_are_compressed_once(
     mine: Proxy, upstream: Upstream, model: Model, protocol: str, backend: str, *, stream: bool
 ) -> None:
-    """With the SDK's callback registered too, bridged or not: one compression, one expansion, a plugin's name is back."""
+    """With the SDK's callback registered too, bridged or not: one compression, one expansion, names are back."""
     model.answer = lambda body, symbols: Answer(f"To <NAME_1>: {said(symbols)}")
     with mine.http() as client:
         answer = client.post(

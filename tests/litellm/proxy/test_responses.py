@@ -71,7 +71,7 @@ def test_refusals_are_expanded(proxy: Proxy, model: Model, *, stream: bool) -> N
 def test_encrypted_reasoning_passes_as_it_came_and_other_reasoning_is_expanded(
     proxy: Proxy, model: Model, *, stream: bool, encrypted: bool
 ) -> None:
-    """Encrypted reasoning and its summary are the same byte for byte; other reasoning is expanded, all events agree."""
+    """Encrypted reasoning and its summary pass byte for byte; other reasoning is expanded in all events alike."""
     secret = {"encrypted_content": "gAAAA¤1=="} if encrypted else {}
 
     def answer(body: dict[str, Any], symbols: dict[str, str]) -> Answer:
@@ -157,7 +157,7 @@ def test_history_as_items(proxy: Proxy, upstream: Upstream, model: Model) -> Non
 def test_instructions_are_repeated_as_they_were_given(
     proxy: Proxy, upstream: Upstream, model: Model, *, stream: bool
 ) -> None:
-    """With store off the instructions are compressed too, and where the reply repeats them they are the client's own."""
+    """With store off instructions are compressed too; where the reply repeats them they are the client's own."""
     instructions = story()
     request: Any = {"model": "gpt", "instructions": instructions, "input": "Hello", "store": False}
     if stream:
@@ -207,7 +207,7 @@ def conversation(proxy: Proxy) -> Callable[..., Any]:
 def test_a_chained_request_uses_what_the_provider_was_told(
     upstream: Upstream, model: Model, conversation: Callable[..., Any], *, stream: bool
 ) -> None:
-    """With a store and a session, a request that goes on from a response uses its definitions, makes none, and is exact."""
+    """With a store and a session, a request that goes on from a response uses its definitions and is exact."""
     seen: dict[str, str] = {}
 
     def answer(body: dict[str, Any], symbols: dict[str, str]) -> Answer:
@@ -230,7 +230,7 @@ def test_a_chained_request_uses_what_the_provider_was_told(
 def test_a_chained_request_of_nobodys_session_is_folded_only(
     upstream: Upstream, model: Model, conversation: Callable[..., Any]
 ) -> None:
-    """Without a session such a request uses and defines nothing, is folded only, and its reply is expanded all the same."""
+    """Without a session such a request is folded only, and its reply is expanded all the same."""
     seen: dict[str, str] = {}
 
     def answer(body: dict[str, Any], symbols: dict[str, str]) -> Answer:
