@@ -29,7 +29,8 @@ async def ask(protocol: str, backend: str, upstream: Upstream, **more: Any) -> s
         reply: Any = await litellm.aresponses(input=STORY, **arguments)
         return str(reply.output[0].content[0].text)
     messages = [{"role": "user", "content": STORY}]
-    reply = await litellm.anthropic.messages.acreate(messages=messages, max_tokens=100, **arguments)
+    messages_api: Any = litellm
+    reply = await messages_api.anthropic.messages.acreate(messages=messages, max_tokens=100, **arguments)
     return str(reply["content"][0]["text"])
 
 
@@ -70,7 +71,8 @@ async def test_streams_pass_through(krunch: Krunch, serve: Callable[[Any], Upstr
         stream: Any = await litellm.aresponses(input=STORY, **arguments)
     else:
         messages = [{"role": "user", "content": STORY}]
-        stream = await litellm.anthropic.messages.acreate(messages=messages, max_tokens=100, **arguments)
+        messages_api: Any = litellm
+        stream = await messages_api.anthropic.messages.acreate(messages=messages, max_tokens=100, **arguments)
     told = [str(event) async for event in stream]
 
     assert text(upstream.requests[0]) == STORY
