@@ -89,7 +89,9 @@ class Configuration:
         found = [self._scopes[scope][name] for scope, them in names for name in them if name in self._scopes[scope]]
         if self._fixed or not found:
             return self._main
-        settings = _settings({**self._general, **{name: value for values in found for name, value in values.items()}}, _SOURCE)
+        settings = _settings(
+            {**self._general, **{name: value for values in found for name, value in values.items()}}, _SOURCE
+        )
         with self._lock:
             if settings not in self._krunches:
                 self._krunches[settings] = Krunch(settings.model_copy(update={"home": None}), store=self._main.store)
