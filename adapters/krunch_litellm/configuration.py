@@ -18,6 +18,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from krunch_plugins import Krunch, Settings
 from krunch_plugins.errors import SettingsError
 
@@ -54,14 +56,14 @@ class Configuration:
         self._scopes = {scope: _scope(scope, table.pop(scope, None)) for scope in _SCOPES}
         environment = Settings.from_environment()
         chosen = {name: getattr(environment, name) for name in environment.model_fields_set}
-        self._general = {**_spelled(table), **chosen}
+        self._general = _merged(_spelled(table), chosen)
         settings = _settings(self._general, _SOURCE)
         for scope, members in self._scopes.items():
             for name, values in members.items():
-                _settings({**self._general, **values}, f"{_SOURCE}.{scope}.{name}")
+                _settings(_merged(self._general, values), f"{_SOURCE}.{scope}.{name}")
         self._lock = threading.Lock()
-        self._main = Krunch(settings) if krunch is None else krunch
         self._fixed = krunch is not None
+        self._main = krunch or Krunch(settings)
         self._krunches: dict[Settings, Krunch] = {settings: self._main}
 
     @property
@@ -89,12 +91,10 @@ class Configuration:
         found = [self._scopes[scope][name] for scope, them in names for name in them if name in self._scopes[scope]]
         if self._fixed or not found:
             return self._main
-        settings = _settings(
-            {**self._general, **{name: value for values in found for name, value in values.items()}}, _SOURCE
-        )
+        settings = _settings(_merged(self._general, *found), _SOURCE)
         with self._lock:
             if settings not in self._krunches:
-                self._krunches[settings] = Krunch(settings.model_copy(update={"home": None}), store=self._main.store)
+                self._krunches[settings] = Krunch(settings, store=self._main.store)
             return self._krunches[settings]
 
     def close(self) -> None:
@@ -103,11 +103,11 @@ class Configuration:
             krunch.close()
 
 
-def deployed(model: str) -> tuple[str, str]:
+def deployed(model: str, team: str | None) -> tuple[str, str]:
     """The names of a model: the one that clients ask for, and that of the (first) deployment behind it."""
     proxy = sys.modules.get("litellm.proxy.proxy_server")
     router = getattr(proxy, "llm_router", None)
-    for deployment in (router.get_model_list(model_name=model) or ()) if router is not None else ():
+    for deployment in (router.get_model_list(model_name=model, team_id=team) or ()) if router is not None else ():
         parameters, info = deployment.get("litellm_params") or {}, deployment.get("model_info") or {}
         behind = info.get("base_model") or parameters.get("base_model") or parameters.get("model")
         if isinstance(behind, str) and "*" not in behind:
@@ -141,6 +141,17 @@ def _spelled(values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as they are spelled: YAML reads a bare `on` or `off` as a truth value."""
     mode = values.get("mode")
     return {**values, "mode": "on" if mode else "off"} if isinstance(mode, bool) else dict(values)
+
+
+def _merged(*tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings over settings, the last first; of a table within, only what is said again changes."""
+    out: dict[str, Any] = {}
+    for table in tables:
+        for name, value in table.items():
+            new = value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
+            before = out.get(name)
+            out[name] = {**before, **new} if isinstance(before, dict) and isinstance(new, dict) else new
+    return out
 
 
 def _settings(values: Mapping[str, Any], source: str) -> Settings:

@@ -1,53 +1,68 @@
 """Krunch in LiteLLM's proxy: every client served, in every protocol, without a change of theirs.
 
-litellm_settings:
-  callbacks: [krunch_litellm.proxy.krunch]
+    litellm_settings:
+      callbacks: [krunch_litellm.proxy.krunch]
+
+What the proxy may be told besides stands in `configuration.py`; what clients may say and what they are told, in
+`docs/proxy.md`.
 """
 
 from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from litellm.integrations.custom_logger import CustomLogger
 
 from krunch_litellm import telemetry
-from krunch_litellm.identity import identify
-from krunch_litellm.proxied import InFlight, ProxiedCall
-from krunch_litellm.wire.chat import ChatWire
-from krunch_plugins import Krunch, RequestRefused, default_krunch
+from krunch_litellm.chains import Chains, own_id
+from krunch_litellm.configuration import Configuration
+from krunch_litellm.identity import tenant_of
+from krunch_litellm.preparing import Preparer, opted_out, reading
+from krunch_litellm.proxied import InFlight, headers, refusal
+from krunch_litellm.wire.responses import fetched
+from krunch_plugins import Krunch, RequestRefused
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
     from litellm.proxy._types import UserAPIKeyAuth
 
-    from krunch_litellm.wire import WireRequest
-
-_PROTOCOLS = {"acompletion": ChatWire}
-"""Who reads a request, by LiteLLM's name of the endpoint. What is not here passes through."""
+    from krunch_litellm.proxied import ProxiedCall
+    from krunch_litellm.wire import WireStream
 
 
 class KrunchProxy(CustomLogger):
     """The callback: LiteLLM's proxy calls it before a request is sent and when a reply comes back.
 
-    LiteLLM looks for its hooks in the class itself, not in what it inherits from; so they all stand here.
+    LiteLLM looks for its hooks in the class itself, not in what it inherits from; so they all stand here. What goes
+    wrong in one of them is counted, and the client gets what it would have got without Krunch.
 
     Args:
-        krunch: who serves the requests; default one per process, with settings from `KRUNCH_*` variables.
+        krunch: who serves the requests; default those that the proxy's config asks for.
+
+    Attributes:
+        configuration: whose settings serve which request.
+        in_flight: the requests that were prepared and whose replies are not here yet.
+
+    Raises:
+        SettingsError: the config or a `KRUNCH_*` variable holds something that is not allowed.
+        StoreUnavailable: `home` cannot be used.
     """
 
     def __init__(self, krunch: Krunch | None = None) -> None:
         super().__init__()
-        self._krunch = krunch
+        self.configuration = Configuration(krunch=krunch)
         self.in_flight = InFlight()
+        self._chains = Chains()
+        self._preparer = Preparer(self.configuration, self._chains)
+        self._unserved: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
     @property
     def krunch(self) -> Krunch:
-        """Who serves the requests."""
-        if self._krunch is None:
-            self._krunch = default_krunch()
-        return self._krunch
+        """Who serves what no model, team or key has settings of its own for; its store is everybody's."""
+        return self.configuration.main
 
     async def async_pre_call_hook(
         self,
@@ -57,38 +72,49 @@ class KrunchProxy(CustomLogger):
         call_type: str,
     ) -> dict[str, Any]:
         """Compress the request. Called before the proxy chooses a deployment."""
-        protocol = _PROTOCOLS.get(call_type)
-        if protocol is None or self.in_flight.get(data) is not None:
-            return data
         try:
-            request = protocol.read(data)
-            return data if request is None else await self._prepare(data, call_type, request, user_api_key_dict)
-        except RequestRefused:
-            raise
+            reader = reading(call_type)
+            if reader is None or self.in_flight.get(data) is not None:
+                return data
+            if opted_out(data):
+                self._unserved[data["litellm_logging_obj"]] = "opted_out"
+                return data
+            request = reader(data)
+            if request is None:
+                return data
+            call, data = await self._preparer.prepare(data, call_type, request, user_api_key_dict)
+            self.in_flight.add(data, call)
+            telemetry.prepared(call)
+        except RequestRefused as error:
+            raise refusal(error) from error
         except Exception as error:  # noqa: BLE001 - ours, never the client's
-            telemetry.failed("prepare", error)
-            return data
+            self._failed("prepare", error, data)
+        return data
 
     async def async_post_call_success_hook(
         self,
         data: dict[str, Any],
-        user_api_key_dict: UserAPIKeyAuth,  # noqa: ARG002 - as above
+        user_api_key_dict: UserAPIKeyAuth,
         response: Any,  # noqa: ANN401 - any of LiteLLM's replies
     ) -> Any:  # noqa: ANN401 - as above
         """Expand a whole reply."""
         call = self.in_flight.get(data)
-        if call is None or call.replied:
+        if call is None:
+            return self._fetched(data, user_api_key_dict, response)
+        if call.replied:
             return response
         call.replied = True
-        usage = None
+        usage: Mapping[str, Any] | None = None
         try:
             usage = call.request.usage(response)
             response = await call.request.finish(call.exchange, response)
-        except RequestRefused:
-            raise
+            await call.answered(response, usage)
+        except RequestRefused as error:
+            raise refusal(error) from error
         except Exception as error:  # noqa: BLE001 - as above
-            telemetry.failed("expand", error, call)
-        telemetry.ended(call, usage=usage, partial=False)
+            self._failed("expand", error, data)
+        finally:
+            telemetry.ended(call, usage=usage, partial=False)
         return response
 
     async def async_post_call_streaming_iterator_hook(
@@ -99,27 +125,41 @@ class KrunchProxy(CustomLogger):
     ) -> AsyncGenerator[Any, None]:
         """Expand a streamed reply, item by item."""
         call = self.in_flight.get(request_data)
-        if call is None or call.replied:
+        stream = None if call is None or call.replied else self._stream(call)
+        if call is None or stream is None:
             async for item in response:
                 yield item
             return
-        call.replied = True
-        stream = call.request.stream(call.exchange)
-        partial = True
+        over = False
         try:
             async for item in response:
-                for out in stream.feed(item):
+                for out in self._feed(call, stream, item):
                     yield out
-            partial = False
+            over = True
+            for out in await self._end(call, stream, partial=False):
+                yield out
         except Exception:
-            for out in await stream.end(partial=True):
-                yield out
+            if not over:  # the upstream broke the stream off: what is held back goes out before the error
+                over = True
+                for out in await self._end(call, stream, partial=True):
+                    yield out
             raise
-        else:
-            for out in await stream.end(partial=False):
-                yield out
         finally:
-            telemetry.ended(call, usage=stream.usage, partial=partial)
+            if not over:  # the client went away
+                await self._end(call, stream, partial=True)
+
+    async def async_post_call_failure_hook(
+        self,
+        request_data: dict[str, Any],
+        original_exception: Exception,  # noqa: ARG002 - as above
+        user_api_key_dict: UserAPIKeyAuth,  # noqa: ARG002 - as above
+        traceback_str: str | None = None,  # noqa: ARG002 - as above
+    ) -> None:
+        """Note that there will be no reply."""
+        call = self.in_flight.get(request_data)
+        if call is not None and not call.replied:
+            call.replied = True
+            telemetry.ended(call, usage=None, partial=True)
 
     async def async_post_call_response_headers_hook(
         self,
@@ -131,40 +171,61 @@ class KrunchProxy(CustomLogger):
     ) -> dict[str, str]:
         """Say in the response's headers what Krunch did."""
         call = self.in_flight.get(data)
-        return {} if call is None else _headers(call)
+        try:
+            reason = self._unserved.get(data["litellm_logging_obj"])
+            told = headers(call) if call is not None else {"x-krunch-reason": reason} if reason else {}
+        except Exception as error:  # noqa: BLE001 - as above
+            telemetry.failed("headers", error, call)
+            return {}
+        else:
+            return told
 
-    async def _prepare(
-        self,
-        data: dict[str, Any],
-        call_type: str,
-        request: WireRequest,
-        key: UserAPIKeyAuth,
-    ) -> dict[str, Any]:
-        telemetry.heed(self.krunch)
-        identity, model = identify(data, key), str(data.get("model"))
-        exchange = await self.krunch.aprepare(
-            request.messages,
-            model=model,
-            session=identity.session,
-            tenant=identity.tenant,
-            tools=request.tools,
-            json_reply=request.json_reply,
-        )
-        streamed = bool(data.get("stream"))
-        call = ProxiedCall(exchange, identity, call_type, model, request, self.krunch, streamed)
-        data = {**data, **request.arguments(exchange)}
-        self.in_flight.add(data, call)
-        telemetry.prepared(call)
-        return data
+    def _fetched(self, data: Mapping[str, Any], key: UserAPIKeyAuth, response: Any) -> Any:  # noqa: ANN401 - as above
+        """A response that the provider has stored, expanded if this process remembers its symbols."""
+        given = data.get("response_id")
+        try:
+            known = self._chains.reader(tenant_of(key), own_id(given)) if isinstance(given, str) else None
+            return response if known is None else fetched(response, known)
+        except Exception as error:  # noqa: BLE001 - as above
+            telemetry.failed("expand", error)
+            return response
 
+    def _stream(self, call: ProxiedCall) -> WireStream | None:
+        call.replied = True
+        try:
+            return call.request.stream(call.exchange)
+        except Exception as error:  # noqa: BLE001 - as above
+            telemetry.failed("stream", error, call)
+            telemetry.ended(call, usage=None, partial=False)
+            return None
 
-def _headers(call: ProxiedCall) -> dict[str, str]:
-    report = call.exchange.report
-    return {
-        "x-krunch-tokens-before": str(report.tokens_before),
-        "x-krunch-tokens-after": str(report.tokens_after),
-        "x-krunch-session": call.identity.header,
-    }
+    def _feed(self, call: ProxiedCall, stream: WireStream, item: Any) -> list[Any]:  # noqa: ANN401 - as above
+        try:
+            return stream.feed(item)
+        except Exception as error:  # noqa: BLE001 - as above
+            telemetry.failed("stream", error, call)
+            return [item]
+
+    async def _end(self, call: ProxiedCall, stream: WireStream, *, partial: bool) -> list[Any]:
+        try:
+            rest = await stream.end(partial=partial)
+            if not partial:
+                await call.answered(stream.reply, stream.usage)
+        except Exception as error:  # noqa: BLE001 - as above
+            telemetry.failed("end", error, call)
+            return []
+        else:
+            return rest
+        finally:
+            telemetry.ended(call, usage=stream.usage, partial=partial)
+
+    def _failed(self, stage: telemetry.Stage, error: Exception, data: Mapping[str, Any]) -> None:
+        call = self.in_flight.get(data)
+        telemetry.failed(stage, error, call)
+        if call is not None:
+            call.reason = "error"
+        elif "litellm_logging_obj" in data:
+            self._unserved[data["litellm_logging_obj"]] = "error"
 
 
 krunch = KrunchProxy()

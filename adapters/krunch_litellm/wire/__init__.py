@@ -33,6 +33,9 @@ class WireRequest(Protocol):
     async def finish(self, exchange: Exchange, reply: Any) -> Any:  # noqa: ANN401 - the protocol's own
         """The reply for the client: a copy where anything changed."""
 
+    def as_message(self, reply: Any) -> Message | None:  # noqa: ANN401 - the protocol's own
+        """An expanded reply as a chat message, in protocols where a request can go on from a reply; else None."""
+
     def stream(self, exchange: Exchange) -> WireStream:
         """What expands one streamed reply."""
 
@@ -45,9 +48,11 @@ class WireStream(Protocol):
 
     Attributes:
         usage: what the provider counted, as far as the stream has told it.
+        reply: the whole reply, expanded, in protocols whose streams repeat it at the end; else None.
     """
 
     usage: Mapping[str, Any] | None
+    reply: Any
 
     def feed(self, item: Any) -> list[Any]:  # noqa: ANN401 - the protocol's own
         """Take one item; give back what is to be handed on. `item` is not changed."""

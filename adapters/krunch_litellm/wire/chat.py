@@ -45,6 +45,9 @@ class ChatWire:
         """The reply for the client."""
         return await afinish(exchange, reply) if is_whole(reply) else reply
 
+    def as_message(self, reply: object) -> None:
+        """None: no request goes on from a reply by its id."""
+
     def stream(self, exchange: Exchange) -> ChatStream:
         """What expands one streamed reply."""
         return ChatStream(exchange)
@@ -59,6 +62,7 @@ class ChatStream:
 
     def __init__(self, exchange: Exchange) -> None:
         self.usage: Mapping[str, Any] | None = None
+        self.reply: Any = None
         self._expander = exchange.stream()
         self._last: Any = None
 

@@ -87,6 +87,9 @@ class MessagesWire:
         message = await exchange.afinish(given)
         return {**reply, "content": with_content(blocks, given, message)}
 
+    def as_message(self, reply: object) -> None:
+        """None: no request goes on from a reply by its id."""
+
     def stream(self, exchange: Exchange) -> MessagesStream:
         """What expands one streamed reply."""
         return MessagesStream(exchange)

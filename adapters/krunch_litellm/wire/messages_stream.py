@@ -38,6 +38,7 @@ class MessagesStream:
 
     def __init__(self, exchange: Exchange) -> None:
         self.usage: Mapping[str, Any] | None = None
+        self.reply: Any = None
         self._exchange = exchange
         self._texts = exchange.texts()
         self._events = EventReader()

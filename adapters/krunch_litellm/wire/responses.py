@@ -29,17 +29,26 @@ class ResponsesWire:
         self._groups, self._trailing = groups(self._given)
         instructions = data.get("instructions")
         self._instructions = self._sent_instructions = instructions
-        self._instructed = isinstance(instructions, str) and bool(instructions)
-        if self._instructed:
-            self._groups.insert(0, Group({"role": "system", "content": instructions}))
-        self.messages = [group.message for group in self._groups]
         self.tools: Sequence[Mapping[str, Any]] | None = data.get("tools") or None
+        self._instructed = False
+        if isinstance(instructions, str) and instructions:
+            if data.get("store") is False:
+                self._instructed = True
+                self._groups.insert(0, Group({"role": "system", "content": instructions}))
+            else:  # the next response may go on from this one, and will not have them
+                self.tools = [*(self.tools or ()), {"instructions": instructions}]
+        self.messages = [group.message for group in self._groups]
         self.json_reply = _is_json(data)
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> Self | None:
-        """The request in a call's arguments; None if there is no input that Krunch understands."""
+        """The request in a call's arguments; None if there is no input that Krunch understands.
+
+        Nor if the reply will be fetched later (`background`), by a call that may come to another process.
+        """
         given = data.get("input")
+        if data.get("background"):
+            return None
         if isinstance(given, str):
             return cls(data) if given else None
         if not isinstance(given, list) or not given:
@@ -48,16 +57,17 @@ class ResponsesWire:
 
     def arguments(self, exchange: Exchange) -> dict[str, Any]:
         """What is sent instead."""
-        found = sources(exchange)
         sent: dict[str, Any] = {}
         out: list[Any] = []
-        for message, source in zip(exchange.messages, found, strict=True):
+        held = len(exchange.original) - len(self.messages)  # by the provider, and so not sent again
+        for message, source in zip(exchange.messages, sources(exchange), strict=True):
             if source is None:
                 out += new_items(message)
-            elif source == 0 and self._instructed:
+            elif source == held and self._instructed:
                 sent["instructions"] = self._sent_instructions = message.get("content")
-            else:
-                out += with_texts(self._groups[source], message) if self._groups[source].items else [message]
+            elif source >= held:
+                group = self._groups[source - held]
+                out += with_texts(group, message) if group.items else [message]
         if isinstance(self._given, str) and len(out) == 1 and out[0].get("role") == "user":
             return {**sent, "input": out[0].get("content")}
         return {**sent, "input": [*out, *self._trailing]}
@@ -82,6 +92,10 @@ class ResponsesWire:
         self._echo(result)
         return result
 
+    def as_message(self, reply: Any) -> Message | None:  # noqa: ANN401 - LiteLLM's own, or a dict
+        """An expanded reply as a chat message."""
+        return reply_message(items(reply, "output"))
+
     def stream(self, exchange: Exchange) -> ResponsesStream:
         """What expands one streamed reply."""
         return ResponsesStream(exchange, self._echo)
@@ -94,6 +108,18 @@ class ResponsesWire:
         """A reply repeats the instructions that it was given: put them as the client gave them, in place."""
         if self._instructed and get(reply, "instructions") == self._sent_instructions:
             put(reply, "instructions", self._instructions)
+
+
+def fetched(reply: Any, exchange: Exchange) -> Any:  # noqa: ANN401 - LiteLLM's own, or a dict
+    """A reply that was stored by the provider, expanded by an exchange that knows its symbols."""
+    texts, result = exchange.texts(), twin(reply)
+    for slot in slots(items(result, "output")):
+        wire = slot.text
+        window = texts.open(json_text=slot.kind == "arguments" or (slot.kind == "text" and exchange.json_reply))
+        slot.write(window.feed(wire) + window.end())
+        if slot.kind == "text":
+            put_offsets_right(slot.holder, wire, texts, json_text=exchange.json_reply)
+    return result
 
 
 def _write(message: Message, output: Sequence[Any]) -> None:
