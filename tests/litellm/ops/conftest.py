@@ -220,3 +220,9 @@ def start_proxy(model_server: Upstream) -> Callable[..., Proxy]:
         return Proxy(arguments, folder, {"LITELLM_MASTER_KEY": MASTER, **environment})
 
     return start
+
+
+@pytest.fixture(scope="session")
+def run_proxy() -> type[Proxy]:
+    """Runs `krunch proxy` with arguments, a folder for what it leaves, and variables."""
+    return Proxy
