@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from litellm.types.utils import Delta, Message, ModelResponse, StreamingChoices
 
+from krunch_litellm.wire.offsets import StreamedOffsets, with_offsets_right
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("krunch")
 
-_OWN = frozenset({"_inner", "_expander", "_ready", "_error", "_over", "_broken", "_template"})
+_OWN = frozenset({"_inner", "_expander", "_ready", "_error", "_over", "_broken", "_template", "_offsets"})
 _END = object()
 
 
@@ -37,14 +39,16 @@ def finish(exchange: Exchange, response: ModelResponse) -> ModelResponse:
     Raises:
         RequestRefused: a plugin keeps the reply from the caller.
     """
-    messages = [exchange.finish(message, choice=index) for index, message in _messages(response)]
-    return _with_messages(response, messages)
+    given = _messages(response)
+    messages = [exchange.finish(message, choice=index) for index, message in given]
+    return _with_messages(response, _annotated(messages, given, exchange))
 
 
 async def afinish(exchange: Exchange, response: ModelResponse) -> ModelResponse:
     """`finish`, off the event loop where it may take long."""
-    messages = [await exchange.afinish(message, choice=index) for index, message in _messages(response)]
-    return _with_messages(response, messages)
+    given = _messages(response)
+    messages = [await exchange.afinish(message, choice=index) for index, message in given]
+    return _with_messages(response, _annotated(messages, given, exchange))
 
 
 def refused(response: ModelResponse, reason: str) -> ModelResponse:
@@ -58,6 +62,16 @@ def refused(response: ModelResponse, reason: str) -> ModelResponse:
 
 def _messages(response: ModelResponse) -> list[tuple[int, dict[str, Any]]]:
     return [(choice.index, choice.message.model_dump()) for choice in response.choices]
+
+
+def _annotated(
+    messages: list[dict[str, Any]], given: list[tuple[int, dict[str, Any]]], exchange: Exchange
+) -> list[dict[str, Any]]:
+    """Expanded messages with the offsets of their annotations right."""
+    return [
+        with_offsets_right(message, str(before.get("content") or ""), exchange)
+        for message, (_, before) in zip(messages, given, strict=True)
+    ]
 
 
 def _with_messages(response: ModelResponse, messages: list[dict[str, Any]]) -> ModelResponse:
@@ -95,6 +109,7 @@ class ExpandedStream:
     def __init__(self, stream: Any, exchange: Exchange) -> None:  # noqa: ANN401 - any of LiteLLM's stream classes
         self._inner = stream
         self._expander = exchange.stream()
+        self._offsets = StreamedOffsets(exchange)
         self._ready: deque[Any] = deque()
         self._error: BaseException | None = None
         self._over = False  # nothing more comes from the stream inside
@@ -174,7 +189,8 @@ class ExpandedStream:
             return
         try:
             given = chunk.model_dump()
-            chunks = [chunk if out == given else chunk_like(chunk, out) for out in self._expander.feed(given)]
+            ready = [self._offsets.put_right(given, out) for out in self._expander.feed(given)]
+            chunks = [chunk if out == given else chunk_like(chunk, out) for out in ready]
         except Exception as error:  # noqa: BLE001 - ours, never the caller's: what the model wrote goes through
             log.warning("expanding a stream failed with %s; the rest is handed on as it came", type(error).__name__)
             self._broken = True

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from krunch_litellm.replies import afinish, chunk_like, is_whole
 from krunch_litellm.requests import as_dict, is_json
+from krunch_litellm.wire.offsets import StreamedOffsets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,6 +65,7 @@ class ChatStream:
         self.usage: Mapping[str, Any] | None = None
         self.reply: Any = None
         self._expander = exchange.stream()
+        self._offsets = StreamedOffsets(exchange)
         self._last: Any = None
 
     def feed(self, item: Any) -> list[Any]:  # noqa: ANN401 - a ModelResponseStream
@@ -73,7 +75,8 @@ class ChatStream:
         given = item.model_dump()
         self._last = item
         self.usage = as_usage(given.get("usage")) or self.usage
-        return [item if out == given else chunk_like(item, out) for out in self._expander.feed(given)]
+        ready = [self._offsets.put_right(given, out) for out in self._expander.feed(given)]
+        return [item if out == given else chunk_like(item, out) for out in ready]
 
     async def end(self, *, partial: bool) -> list[Any]:
         """What was held back."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 from krunch_litellm.wire.fields import get, items, put
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
+    from krunch_plugins import Exchange
     from krunch_plugins.exchange import TextExpander, TextWindow
+    from krunch_plugins.turns import Message
 
 _FURTHEST = 64
 """Characters by which an offset inside a symbol is moved at most; no symbol is longer."""
@@ -74,3 +77,54 @@ def put_offsets_right(part: Any, wire: str, texts: TextExpander, *, json_text: b
         offsets = Offsets(wire, lambda: texts.open(json_text=json_text))
         for annotation in annotations:
             move(annotation, offsets)
+
+
+def with_offsets_right(message: Message, wire: str, exchange: Exchange) -> Message:
+    """A chat message, or a delta of one, whose annotations have the offsets of its text after expansion.
+
+    Args:
+        message: the message; not changed.
+        wire: the text that the annotations are about, as the model wrote it.
+        exchange: the request that it answers.
+    """
+    if not isinstance(message.get("annotations"), list) or not message["annotations"]:
+        return message
+    result = {**message, "annotations": copy.deepcopy(message["annotations"])}
+    put_offsets_right(result, wire, exchange.texts(), json_text=exchange.json_reply)
+    return result
+
+
+class StreamedOffsets:
+    """The same for a stream of chat chunks.
+
+    Args:
+        exchange: the request that it answers.
+    """
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._wire: dict[int, str] = {}
+
+    def put_right(self, given: Mapping[str, Any], out: dict[str, Any]) -> dict[str, Any]:
+        """A chunk with its annotations' offsets right.
+
+        Args:
+            given: the chunk as it came.
+            out: the chunk as it goes out; not changed.
+        """
+        for choice in items(given, "choices"):
+            content = get(get(choice, "delta"), "content")
+            if isinstance(content, str):
+                self._wire[choice.get("index") or 0] = self._wire.get(choice.get("index") or 0, "") + content
+        if not any(get(get(choice, "delta"), "annotations") for choice in items(out, "choices")):
+            return out
+        choices = [
+            {
+                **choice,
+                "delta": with_offsets_right(
+                    choice["delta"], self._wire.get(choice.get("index") or 0, ""), self._exchange
+                ),
+            }
+            for choice in out["choices"]
+        ]
+        return {**out, "choices": choices}

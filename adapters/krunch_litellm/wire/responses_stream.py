@@ -88,11 +88,11 @@ class ResponsesStream:
             return [*self._flush(lambda _: True), self._finished(event) if kind in _ENDS else event]
         if kind == "response.output_item.done":
             return self._item_done(event, index)
-        if family in _FIELDS and moment == "delta" and isinstance(get(event, "delta"), str):
-            return [self._delta(event, family)]
         if index in self._waiting:
             self._waiting[index].append(event)
             return []
+        if family in _FIELDS and moment == "delta" and isinstance(get(event, "delta"), str):
+            return [self._delta(event, family)]
         if family in _FIELDS and moment == "done":
             return self._text_done(event, family, index)
         return [self._other(event, kind)]
@@ -139,22 +139,25 @@ class ResponsesStream:
         """An item is complete: what waited for it, and the whole."""
         item = get(event, "item")
         signed = bool(get(item, "encrypted_content"))
-        held = self._flush(lambda key: key[1] == index, signed=signed)
-        waited = self._waiting.pop(index, [])
-        if not signed:
-            waited = [self._reasoned(waiting) for waiting in waited]
+        out = self._flush(lambda key: key[1] == index, signed=signed)
+        for waiting in self._waiting.pop(index, ()):
+            out += [waiting] if signed else self._reasoned(waiting)
         done = twin(event)
         self._expand_slots(slots([get(done, "item")]))
         self._done[index] = get(done, "item")
-        return [*held, *waited, done]
+        return [*out, done]
 
-    def _reasoned(self, event: Any) -> Any:  # noqa: ANN401 - dict or object
-        """An event that waited, of reasoning that is not encrypted."""
+    def _reasoned(self, event: Any) -> list[Any]:  # noqa: ANN401 - dict or object
+        """What goes out for an event that waited, of reasoning that is not encrypted."""
+        family, _, moment = word(event, "type").removeprefix("response.").rpartition(".")
+        if family in _REASONING and moment == "delta":
+            return [self._delta(event, family)]
+        text = self._open.get(_key(event, family)) if moment == "done" else None
         result = twin(event)
         for holder in (result, get(result, "part")):
-            if isinstance(text := get(holder, "text"), str):
-                put(holder, "text", self._expand(text, "reasoning_text"))
-        return result
+            if isinstance(told := get(holder, "text"), str):
+                put(holder, "text", self._expand(told, "reasoning_text"))
+        return [*(text.end() if text else ()), result]
 
     def _finished(self, event: Any) -> Any:  # noqa: ANN401 - dict or object
         """The event that repeats the whole reply."""
