@@ -104,6 +104,15 @@ class Proxy:
         with self.client(key, **headers) as client:
             return client.post("/v1/chat/completions", json={"model": "gpt-4o", **body})
 
+    def text(self, key: str = MASTER, **request: Any) -> str:
+        """The text of the reply to a chat completion, whole or streamed."""
+        answer = self.chat(key, **request)
+        assert answer.status_code == 200, answer.text
+        if not request.get("stream"):
+            return str(answer.json()["choices"][0]["message"]["content"])
+        events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+        return "".join(event["choices"][0]["delta"].get("content") or "" for event in events)
+
     def stats(self, key: str = MASTER) -> dict[str, Any]:
         """The statistics that a key sees."""
         with self.client(key) as client:
@@ -226,3 +235,67 @@ def start_proxy(model_server: Upstream) -> Callable[..., Proxy]:
 def run_proxy() -> type[Proxy]:
     """Runs `krunch proxy` with arguments, a folder for what it leaves, and variables."""
     return Proxy
+
+
+WATCHER = """
+import json
+from pathlib import Path
+
+from litellm.integrations.custom_guardrail import CustomGuardrail
+
+SEEN = Path(__file__).with_name("seen")
+
+
+def note(kind, value):
+    with SEEN.open("a", encoding="utf-8") as file:
+        file.write(json.dumps([kind, value]) + "\\n")
+
+
+class Watcher(CustomGuardrail):
+    async def async_pre_call_hook(self, user_api_key_dict, cache, data, call_type):
+        note("request", data["messages"])
+        return data
+
+    async def async_post_call_success_hook(self, data, user_api_key_dict, response):
+        note("reply", response.choices[0].message.content)
+        return response
+
+    async def async_post_call_streaming_iterator_hook(self, user_api_key_dict, response, request_data):
+        text = ""
+        async for chunk in response:
+            text += chunk.choices[0].delta.content or ""
+            yield chunk
+        note("reply", text)
+"""
+KRUNCH = "krunch_litellm.guardrail.KrunchGuardrail"
+
+
+@pytest.fixture(scope="session")
+def guarded(
+    tmp_path_factory: pytest.TempPathFactory,
+    model_server: Upstream,
+    redis: int | None,
+    start_proxy: Callable[..., Proxy],
+) -> Iterator[Proxy]:
+    """One worker with a store: Krunch as two guardrails around one that watches, cache in Redis, spans are printed."""
+    folder = tmp_path_factory.mktemp("guarded")
+    (folder / "watcher.py").write_text(WATCHER, encoding="utf-8")
+
+    def guardrail(name: str, kind: str, mode: list[str]) -> dict[str, Any]:
+        return {"guardrail_name": name, "litellm_params": {"guardrail": kind, "mode": mode}}
+
+    cache: dict[str, Any] = (
+        {"type": "local"} if redis is None else {"type": "redis", "host": "127.0.0.1", "port": redis}
+    )
+    running = start_proxy(
+        folder,
+        {"OTEL_EXPORTER": "console", "KRUNCH_HOME": str(folder / "home")},
+        guardrails=[
+            guardrail("krunch-expand", KRUNCH, ["post_call"]),
+            guardrail("watcher", "watcher.Watcher", ["pre_call", "post_call"]),
+            guardrail("krunch-compress", KRUNCH, ["pre_call"]),
+        ],
+        litellm_settings={"callbacks": ["otel"], "cache": True, "cache_params": cache},
+    )
+    yield running
+    running.stop()

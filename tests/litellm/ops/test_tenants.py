@@ -24,9 +24,7 @@ OTHER = "; ".join(f"the annual report {number} of the bakery was sent to the pri
 
 def ask(proxy: Proxy, key: str, text: str, session: str | None = "shared", **body: Any) -> str:
     """What a key gets as its reply."""
-    answer = proxy.chat(key, session=session, messages=[{"role": "user", "content": text}], **body)
-    assert answer.status_code == 200, answer.text
-    return str(answer.json()["choices"][0]["message"]["content"])
+    return proxy.text(key, session=session, messages=[{"role": "user", "content": text}], **body)
 
 
 def session_of(proxy: Proxy, key: str, session: str = "shared", **query: str) -> httpx.Response:
