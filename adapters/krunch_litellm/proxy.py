@@ -9,6 +9,7 @@ What the proxy may be told besides stands in `configuration.py`; what clients ma
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -56,6 +57,7 @@ class KrunchProxy(CustomLogger):
         self.configuration = Configuration(krunch=krunch)
         self.in_flight = InFlight()
         self._chains = Chains()
+        self._endings: set[asyncio.Future[Any]] = set()
         self._preparer = Preparer(self.configuration, self._chains)
         self._unserved: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
@@ -145,8 +147,10 @@ class KrunchProxy(CustomLogger):
                     yield out
             raise
         finally:
-            if not over:  # the client went away
-                await self._end(call, stream, partial=True)
+            if not over:  # the client went away: we are cancelled, and could await nothing any more
+                ending = asyncio.ensure_future(self._end(call, stream, partial=True))
+                self._endings.add(ending)
+                ending.add_done_callback(self._endings.discard)
 
     async def async_post_call_failure_hook(
         self,

@@ -129,7 +129,7 @@ class ChatRequest:
             given=given,
             messages=messages,
             model=model,
-            session=_session(arguments),
+            session=session_of(arguments),
             tools=[as_dict(tool) for tool in tools] or None,
             json_reply=is_json(arguments.get("response_format")),
         )
@@ -239,7 +239,8 @@ def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
     return names if names[:2] == ("model", "messages") else ("model", "messages")
 
 
-def _session(arguments: Mapping[str, Any]) -> str | None:
+def session_of(arguments: Mapping[str, Any]) -> str | None:
+    """The conversation's id in a call's arguments, or None."""
     metadata = arguments.get("metadata")
     session = metadata.get("session_id") if isinstance(metadata, dict) else None
     if session is None:

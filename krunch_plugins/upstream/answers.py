@@ -68,7 +68,8 @@ def echo(body: dict[str, Any]) -> Answer:
     given = body.get("messages") or body.get("input") or ""
     if isinstance(given, str):
         return Answer(given)
-    return Answer(text_of(given[-1].get("content")))
+    last = given[-1]
+    return Answer(text_of(last.get("content") if isinstance(last, dict) else last))
 
 
 def text_of(content: object) -> str:

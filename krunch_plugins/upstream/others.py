@@ -35,7 +35,10 @@ def completion_events(body: Mapping[str, Any], answers: Sequence[Answer], number
 def embeddings(body: Mapping[str, Any], answers: Sequence[Answer], number: int) -> dict[str, Any]:  # noqa: ARG001 - as all
     """A vector for each text: eight numbers that depend on nothing but the text."""
     texts = _texts(body.get("input"))
-    vectors = [[byte / 255 for byte in hashlib.blake2b(text.encode(), digest_size=8).digest()] for text in texts]
+    vectors = [
+        [byte / 255 for byte in hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()]
+        for text in texts
+    ]
     data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)]
     tokens = count_tokens(body, texts, ())[0]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}

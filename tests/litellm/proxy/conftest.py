@@ -59,15 +59,11 @@ def flat(body: Mapping[str, Any]) -> list[dict[str, Any]]:
     items = body.get("messages", body.get("input"))
     if isinstance(items, str):
         items = [{"role": "user", "content": items}]
-    out: list[dict[str, Any]] = []
-    for key in ("system", "instructions"):
-        if body.get(key):
-            out.append({"role": "system", "content": body[key]})
-    for item in items or ():
+    out = [{"role": "system", "content": body[key]} for key in ("system", "instructions") if body.get(key)]
+    for item in [item for item in items or () if isinstance(item, dict)]:
         content = item.get("content", item.get("output"))
-        for part in content if isinstance(content, list) else ():
-            if part.get("type") == "tool_result":
-                out.append({"role": "tool", "content": part.get("content")})
+        parts = content if isinstance(content, list) else []
+        out += [{"role": "tool", "content": part.get("content")} for part in parts if part.get("type") == "tool_result"]
         out.append({"role": item.get("role", "tool"), "content": content})
     return [_texts_only(message) for message in out]
 
@@ -142,6 +138,7 @@ class Proxy:
 
     Attributes:
         url: where it listens.
+        folder: where its config lies.
     """
 
     def __init__(self, config: Mapping[str, Any], folder: Path, environment: Mapping[str, str]) -> None:
@@ -149,6 +146,7 @@ class Proxy:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
+        self.folder = folder
         self._log = folder / "log"
         (folder / "auth.py").write_text(AUTH, encoding="utf-8")
         (folder / "config.yaml").write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
@@ -201,14 +199,13 @@ class Proxy:
             base_url=self.url, auth_token=key, max_retries=0, timeout=30, default_headers=_named(headers)
         )
 
-    def http(self, key: str = "sk-one", **headers: str) -> httpx.Client:
+    def http(self, key: str = "sk-one", **headers: str | bytes) -> httpx.Client:
         """A plain client."""
-        return httpx.Client(
-            base_url=self.url, headers={"authorization": f"Bearer {key}", **_named(headers)}, timeout=30
-        )
+        named: dict[str, Any] = {"authorization": f"Bearer {key}", **_named(headers)}
+        return httpx.Client(base_url=self.url, headers=named, timeout=30)
 
 
-def _named(headers: Mapping[str, str]) -> dict[str, str]:
+def _named(headers: Mapping[str, Any]) -> dict[str, Any]:
     return {name.replace("_", "-"): value for name, value in headers.items()}
 
 
@@ -255,7 +252,7 @@ def config(server: Upstream, **settings: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def proxy(server: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    """The proxy that all tests share: with a history store, a response cache for who asks, and settings of all kinds."""
+    """The proxy that all tests share: with a history store, a response cache for who asks, settings of all kinds."""
     folder = tmp_path_factory.mktemp("proxy")
     krunch = {
         "min_tokens": 0,

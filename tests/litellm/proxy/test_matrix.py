@@ -45,7 +45,8 @@ def chat(proxy: Proxy, model: str, question: str, kind: str, *, stream: bool) ->
             message = client.chat.completions.create(model=model, messages=messages, **extra).choices[0].message
             found: Any = message.tool_calls or ()
             return message.content or "", [(c.function.name, json.loads(c.function.arguments)) for c in found]
-        text, calls = "", {}
+        text = ""
+        calls: dict[int, list[str]] = {}
         for chunk in client.chat.completions.create(model=model, messages=messages, stream=True, **extra):
             for choice in chunk.choices:
                 text += choice.delta.content or ""
@@ -122,8 +123,7 @@ CLIENTS = {"chat": chat, "messages": messages, "responses": responses}
 def test_requests_are_smaller_and_replies_exact(
     proxy: Proxy, upstream: Upstream, model: Model, protocol: str, backend: str, kind: str, *, stream: bool
 ) -> None:
-    """Whatever the client speaks and the backend understands: the request is smaller and says the same, the reply is
-    what the model meant."""
+    """Whatever client and backend speak: the request is smaller and says the same, the reply is what was meant."""
 
     def answer(body: dict[str, Any], symbols: dict[str, str]) -> Answer:
         if kind == "tools":

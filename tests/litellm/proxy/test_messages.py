@@ -30,14 +30,13 @@ def blank(value: Any) -> Any:
     if isinstance(value, dict):
         if value.get("type") in {"thinking", "redacted_thinking", "document"}:
             return value
-        return {key: "" if key in {"text"} else blank(item) for key, item in value.items()}
+        return {key: "" if key == "text" else blank(item) for key, item in value.items()}
     return [blank(item) for item in value] if isinstance(value, list) else value
 
 
 @pytest.mark.parametrize("system", ["string", "blocks"])
 def test_only_text_changes(proxy: Proxy, upstream: Upstream, model: Model, system: str) -> None:
-    """System prompts and tool results as strings or blocks, images, cache marks, calls, signed and redacted thinking:
-    all in their places, with less text."""
+    """Prompts and results as strings or blocks, images, cache marks, calls and signed thinking stay where they are."""
     first, second = story(), story()
     document = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": first}, "title": "d"}
     request: Any = {
@@ -81,8 +80,7 @@ def test_only_text_changes(proxy: Proxy, upstream: Upstream, model: Model, syste
 def test_signed_blocks_pass_as_they_came_and_everything_else_is_expanded(
     proxy: Proxy, model: Model, *, stream: bool
 ) -> None:
-    """In one reply: signed thinking and redacted thinking byte for byte, unsigned thinking and text expanded, calls
-    with their arguments, citations on their block."""
+    """Signed and redacted thinking pass byte for byte; unsigned thinking, text and arguments are expanded."""
     citation = {
         "type": "char_location",
         "cited_text": "grass",
@@ -119,8 +117,7 @@ def test_signed_blocks_pass_as_they_came_and_everything_else_is_expanded(
 
 
 def test_a_stream_is_well_formed(proxy: Proxy, model: Model) -> None:
-    """Each block begins, says what it says and ends, one after the other, in raw events; what was held back comes
-    before the block's end."""
+    """Each block begins, speaks and ends, one after the other, and what was held back comes before the block's end."""
     model.answer = lambda body, symbols: Answer(
         list(symbols)[-1], [ToolCall("look", json.dumps({"at": list(symbols)[-1]}))], pieces=[1]
     )

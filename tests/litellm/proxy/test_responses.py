@@ -33,8 +33,7 @@ def agreeing(told: list[Any], field: str, done: str) -> str:
 
 
 def test_every_event_of_a_stream_agrees(proxy: Proxy, model: Model) -> None:
-    """Deltas, the done events of text, part and item, and the reply at the end all carry the expanded text, and the
-    numbers of the events have no gap."""
+    """Deltas, all done events and the reply at the end carry the expanded text, and the events' numbers have no gap."""
     model.answer = lambda body, symbols: Answer(
         said(symbols), [ToolCall("look", json.dumps({"at": said(symbols)}))], pieces=[1]
     )
@@ -72,8 +71,7 @@ def test_refusals_are_expanded(proxy: Proxy, model: Model, *, stream: bool) -> N
 def test_encrypted_reasoning_passes_as_it_came_and_other_reasoning_is_expanded(
     proxy: Proxy, model: Model, *, stream: bool, encrypted: bool
 ) -> None:
-    """Reasoning that the provider has encrypted is the same byte for byte, its summary too; else it is expanded, and in
-    a stream every event agrees about it."""
+    """Encrypted reasoning and its summary pass byte for byte; other reasoning is expanded in all events alike."""
     secret = {"encrypted_content": "gAAAA¤1=="} if encrypted else {}
 
     def answer(body: dict[str, Any], symbols: dict[str, str]) -> Answer:
@@ -159,7 +157,7 @@ def test_history_as_items(proxy: Proxy, upstream: Upstream, model: Model) -> Non
 def test_instructions_are_repeated_as_they_were_given(
     proxy: Proxy, upstream: Upstream, model: Model, *, stream: bool
 ) -> None:
-    """With store off the instructions are compressed too, and where the reply repeats them they are the client's own."""
+    """With store off instructions are compressed too; where the reply repeats them they are the client's own."""
     instructions = story()
     request: Any = {"model": "gpt", "instructions": instructions, "input": "Hello", "store": False}
     if stream:
@@ -209,8 +207,7 @@ def conversation(proxy: Proxy) -> Callable[..., Any]:
 def test_a_chained_request_uses_what_the_provider_was_told(
     upstream: Upstream, model: Model, conversation: Callable[..., Any], *, stream: bool
 ) -> None:
-    """With a store and a session, a request that goes on from a response uses the definitions that the provider has,
-    and defines none; the reply is exact."""
+    """With a store and a session, a request that goes on from a response uses its definitions and is exact."""
     seen: dict[str, str] = {}
 
     def answer(body: dict[str, Any], symbols: dict[str, str]) -> Answer:
@@ -221,15 +218,11 @@ def test_a_chained_request_uses_what_the_provider_was_told(
     question = story()
     replies = conversation(f"chain-{stream}", question, f"Again: {question}", f"Once more: {question}", stream=stream)
 
-    first, second, third = ([item.get("previous_response_id"), *texts(flat(item))] for item in upstream.requests)
-    assert first[0] is None
-    assert all(sent[0].startswith("resp_") for sent in (second, third))
-    assert len(second[1]) < 0.3 * len(question)
-    assert len(third[1]) < 0.3 * len(question)
-    history = [{"role": "user", "content": first[1]}, {"role": "assistant", "content": "."}]
-    again = restore(
-        [*history, {"role": "user", "content": second[1]}, *history[1:], {"role": "user", "content": third[1]}]
-    )
+    first, second, third = (body["input"] for body in upstream.requests)
+    assert all(body["previous_response_id"].startswith("resp_") for body in upstream.requests[1:])
+    assert max(len(second), len(third)) < 0.3 * len(question)
+    sent = [first, ".", second, ".", third]
+    again = restore([{"role": "user", "content": text} for text in sent])
     assert [again[2]["content"], again[4]["content"]] == [f"Again: {question}", f"Once more: {question}"]
     assert [reply.output_text for reply in replies] == [expanded(said(seen), seen)] * 3
 
@@ -237,8 +230,7 @@ def test_a_chained_request_uses_what_the_provider_was_told(
 def test_a_chained_request_of_nobodys_session_is_folded_only(
     upstream: Upstream, model: Model, conversation: Callable[..., Any]
 ) -> None:
-    """Without a session nothing is kept: the request defines and uses nothing, its JSON is folded, and what the model
-    says in what it was told before is expanded all the same."""
+    """Without a session such a request is folded only, and its reply is expanded all the same."""
     seen: dict[str, str] = {}
 
     def answer(body: dict[str, Any], symbols: dict[str, str]) -> Answer:
