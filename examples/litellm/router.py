@@ -22,8 +22,11 @@ async def main() -> None:
     with Krunch(Settings()) as krunch:
         litellm.callbacks = [krunch_litellm.KrunchCallback(krunch)]
         router = Router([{"model_name": "ours", "litellm_params": {"model": "openai/gpt-4o"}} for _ in range(2)])
-        messages = [{"role": "user", "content": f"What is wrong here? {REPORT}"}]
-        reply = await router.acompletion(model="ours", messages=messages, metadata={"session_id": "incident 17"})
+        reply = await router.acompletion(
+            model="ours",
+            messages=[{"role": "user", "content": f"What is wrong here? {REPORT}"}],
+            metadata={"session_id": "incident 17"},
+        )
         print(reply.choices[0].message.content)
         print(f"{krunch.stats().tokens_saved} tokens saved")
 

@@ -180,6 +180,7 @@ def write_config(folder: Path, upstream: Upstream, **sections: Any) -> Path:
     deployment = {"model": "openai/gpt-4o", "api_base": upstream.url, "api_key": "none"}
     config = {
         "model_list": [{"model_name": "gpt-4o", "litellm_params": deployment}],
+        "router_settings": {"disable_cooldowns": True},  # a deployment that failed is asked again
         "general_settings": {"custom_auth": "auth.check", "custom_auth_run_common_checks": True},
         **sections,
     }

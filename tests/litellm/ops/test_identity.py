@@ -110,8 +110,9 @@ def test_what_several_conversations_may_share_is_no_session(data: dict[str, Any]
 
 def test_tenants_are_keys_and_hold_no_secret() -> None:
     """A tenant is a key and holds no secret; a caller without a key is its user within its team."""
-    both = {"user_id": "ann", "team_id": "ops"}
-    keys = [UserAPIKeyAuth(api_key=key, **both) for key in ("sk-one", "sk-two", "plain secret", HASH)]
+    keys = [
+        UserAPIKeyAuth(api_key=key, user_id="ann", team_id="ops") for key in ("sk-one", "sk-two", "plain secret", HASH)
+    ]
     people = [UserAPIKeyAuth(user_id=user, team_id=team) for user in ("ann", "bo", None) for team in ("ops", "dev")]
 
     tenants = [tenant_of(one) for one in (*keys, *people)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,6 +34,11 @@ def session_of(proxy: Proxy, key: str, session: str = "shared", **query: str) ->
         return client.get(f"/v1/compression/sessions/{session}", params=query)
 
 
+def known(proxy: Proxy, key: str) -> bool:
+    """Whether a key has a session of that name."""
+    return session_of(proxy, key).status_code == 200
+
+
 @pytest.fixture
 def tenants(proxy: Proxy) -> dict[str, str]:
     """Both keys have asked something in a session of one name; the tenant of each."""
@@ -40,7 +46,7 @@ def tenants(proxy: Proxy) -> dict[str, str]:
         for number in range(3):
             ask(proxy, key, f"{text} ({number})")
     for key in (ALICE, BOB):
-        proxy.eventually(lambda key=key: session_of(proxy, key).status_code, 200)
+        proxy.eventually(partial(known, proxy, key), True)
     return {key: session_of(proxy, key).json()["tenant"] for key in (ALICE, BOB)}
 
 
