@@ -42,9 +42,9 @@ def krunch(tmp_path: Path) -> Iterator[Krunch]:
 
 
 def test_what_several_processes_add_is_all_there(tmp_path: Path) -> None:
-    """Four processes that count at the same time lose nothing."""
+    """Two processes that count at the same time lose nothing."""
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=add_many, args=(tmp_path, 50)) for _ in range(4)]
+    workers = [context.Process(target=add_many, args=(tmp_path, 100)) for _ in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from krunch_litellm.identity import ANONYMOUS, MAX_SESSION, identify, tenant_of
 from litellm.proxy._types import UserAPIKeyAuth
@@ -21,6 +21,7 @@ def session(**data: Any) -> str | None:
     return identify({"proxy_server_request": {"headers": headers}, **data}, KEY).session
 
 
+@settings(max_examples=50)
 @given(st.text(min_size=1, max_size=MAX_SESSION))
 def test_any_string_is_a_session(text: str) -> None:
     """Any text of up to 256 characters comes out as it went in: in the body, and as UTF-8 in a header."""
@@ -122,6 +123,7 @@ def test_tenants_are_keys_and_hold_no_secret() -> None:
     assert tenant_of(UserAPIKeyAuth()) == ANONYMOUS
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(st.text(max_size=12), st.recursive(st.none() | st.text(max_size=9) | st.integers(), st.lists)))
 def test_whatever_clients_send_is_read(data: dict[str, Any]) -> None:
     """No shape of a request makes reading its session fail, and none changes the tenant."""
