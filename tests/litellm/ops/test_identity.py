@@ -123,8 +123,13 @@ def test_tenants_are_keys_and_hold_no_secret() -> None:
     assert tenant_of(UserAPIKeyAuth()) == ANONYMOUS
 
 
-@settings(max_examples=40)
-@given(st.dictionaries(st.text(max_size=12), st.recursive(st.none() | st.text(max_size=9) | st.integers(), st.lists)))
+NAMES = st.sampled_from(["session_id", "user_id", "id", "headers", "x-session-id", "litellm_session_id_generated"])
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
+VALUES = SCALARS | st.lists(SCALARS, max_size=2) | st.dictionaries(NAMES, SCALARS, max_size=3)
+
+
+@settings(max_examples=50)
+@given(st.dictionaries(NAMES, VALUES, max_size=4))
 def test_whatever_clients_send_is_read(data: dict[str, Any]) -> None:
     """No shape of a request makes reading its session fail, and none changes the tenant."""
     for name in ("metadata", "litellm_metadata", "proxy_server_request", "conversation", "litellm_session_id"):
