@@ -42,7 +42,7 @@ PROGRAMS = {
     "krunch": "from krunch_plugins.cli import main; main()",
 }
 """The two proxies that are compared: as LiteLLM starts it, and as `krunch proxy` does."""
-BLOCKS = 10
+BLOCKS, FEW = 10, 4
 TURNS = 10
 SYMBOL = re.compile(r"¤[0-9]+")
 QUESTION = re.compile(r"Question ([0-9]+-[0-9]+)\.")
@@ -80,10 +80,17 @@ class Figures:
     resident: list[float] = field(default_factory=list)
     cpu: float = 0.0
 
+    def add(self, other: Figures) -> None:
+        """Add what was measured in another block."""
+        self.seconds += other.seconds
+        self.cpu += other.cpu
+        self.done += other.done
+        self.wrong += other.wrong
+
 
 def reply(text: str) -> str:
     """What the model says to a request: every symbol in it, and some more; never twice the same."""
-    asked = QUESTION.findall(text)[-1]
+    asked = str(QUESTION.findall(text)[-1])
     symbols = ", ".join(dict.fromkeys(SYMBOL.findall(text)))
     return f"To {asked}: {symbols}. " + FILLER * 3 + asked
 
@@ -98,8 +105,8 @@ def conversations(count: int, seed: int) -> Iterator[list[Turn]]:
         for number in range(count):
             paths = [f"/srv/{'/'.join(rng.sample(words, 4))}/{rng.randrange(1000)}.py" for _ in range(6)]
             lines = [
-                f"{rng.randrange(24):02}:{rng.randrange(60):02} worker {rng.choice(words)} could not reach {rng.choice(paths)}"
-                for _ in range(62)
+                f"{rng.randrange(24):02}:{rng.randrange(60):02} {rng.choice(words)} could not reach {rng.choice(paths)}"
+                for _ in range(66)
             ]
             messages = [{"role": "system", "content": "You are a careful operator.\n" + "\n".join(lines)}]
             turns = []
@@ -166,7 +173,9 @@ def _envelope(number: int, kind: str) -> dict[str, Any]:
 class Proxy:
     """A proxy in processes of its own."""
 
-    def __init__(self, command: list[str], folder: Path, model_port: int, workers: str) -> None:
+    def __init__(self, name: str, folder: Path, model_port: int, workers: str) -> None:
+        self.name = name
+        command = [sys.executable, "-c", PROGRAMS[name], *(["proxy"] if name == "krunch" else [])]
         port = free_port()
         config = {
             "model_list": [
@@ -193,7 +202,7 @@ class Proxy:
             "127.0.0.1",
             "--num_workers",
         ]
-        self.process = subprocess.Popen(
+        self.process = subprocess.Popen(  # noqa: S603 - our own command
             [*command, *arguments, workers],
             env={
                 **os.environ,
@@ -278,10 +287,9 @@ def _text(line: str, *, streamed: bool) -> str:
     return "".join(choice["delta"].get("content") or "" for choice in choices)
 
 
-async def load(
-    proxy: Proxy, sessions: list[tuple[int, list[Turn]]], clients: int, *, krunch: bool, figures: Figures, timed: bool
-) -> None:
+async def load(proxy: Proxy, sessions: list[tuple[int, list[Turn]]], clients: int) -> Figures:
     """Play sessions through a proxy: each client has some of them and goes round, one turn of each at a time."""
+    figures = Figures()
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
     headers = {"authorization": f"Bearer {MASTER}"}
     async with httpx.AsyncClient(base_url=proxy.url, headers=headers, limits=limits, timeout=120) as client:
@@ -291,15 +299,16 @@ async def load(
                 for session, turns in own:
                     turn, streamed = turns[number], (number + session) % 2 == 0
                     text, first, seconds = await ask(client, session, turn, streamed=streamed)
-                    if text != (turn.expanded if krunch else turn.plain):
-                        figures.wrong += 1
+                    figures.wrong += text != (turn.expanded if proxy.name == "krunch" else turn.plain)
                     figures.done += 1
-                    if timed:
-                        figures.latencies.append(seconds)
-                        if streamed:
-                            figures.first.append(first)
+                    figures.latencies.append(seconds)
+                    if streamed:
+                        figures.first.append(first)
 
+        start, cpu = time.perf_counter(), proxy.cpu()
         await asyncio.gather(*(play(sessions[client::clients]) for client in range(clients)))
+        figures.seconds, figures.cpu = time.perf_counter() - start, proxy.cpu() - cpu
+    return figures
 
 
 async def measure(proxies: dict[str, Proxy], arguments: argparse.Namespace) -> dict[str, Figures]:
@@ -308,53 +317,53 @@ async def measure(proxies: dict[str, Proxy], arguments: argparse.Namespace) -> d
     sessions = list(enumerate(conversations(max(arguments.requests // TURNS, 1), seed=7)))
     few = [(10_000_000 + number, turns) for number, turns in enumerate(conversations(arguments.timed // TURNS, seed=8))]
     for name, proxy in proxies.items():  # not measured: connections, tokenizers and caches come to be
-        await load(proxy, sessions, arguments.clients, krunch=name == "krunch", figures=Figures(), timed=False)
+        await load(proxy, sessions, arguments.clients)
         result[name].resident.append(proxy.resident())
         print(f"warmed up: {name}", flush=True)
-    step = -(-len(sessions) // BLOCKS)
-    for block in range(BLOCKS):
-        part = sessions[block * step : (block + 1) * step]
-        for name in sorted(proxies, reverse=block % 2 == 0):
-            proxy, figures = proxies[name], result[name]
-            start, cpu = time.perf_counter(), proxy.cpu()
-            await load(proxy, part, arguments.clients, krunch=name == "krunch", figures=figures, timed=False)
-            figures.seconds += time.perf_counter() - start
-            figures.cpu += proxy.cpu() - cpu
+    for part in _parts(sessions):
+        for name in sorted(proxies, reverse=part[0][0] % 2 == 0):
+            result[name].add(await load(proxies[name], part, arguments.clients))
     for name, proxy in proxies.items():
         result[name].resident.append(proxy.resident())
-    step = -(-len(few) // BLOCKS)
-    for block in range(BLOCKS):
-        for name in sorted(proxies, reverse=block % 2 == 0):
-            part = few[block * step : (block + 1) * step]
-            measured = Figures()
-            await load(proxies[name], part, 4, krunch=name == "krunch", figures=measured, timed=True)
+        result[name].latencies, result[name].first = [], []  # those of many clients are their own queue
+    for part in _parts(few):
+        for name in sorted(proxies, reverse=part[0][0] % 2 == 0):
+            measured = await load(proxies[name], part, FEW)
             result[name].latencies += measured.latencies
             result[name].first += measured.first
             result[name].wrong += measured.wrong
     return result
 
 
+def _parts(sessions: list[tuple[int, list[Turn]]]) -> Iterator[list[tuple[int, list[Turn]]]]:
+    step = -(-len(sessions) // BLOCKS)
+    yield from (sessions[start : start + step] for start in range(0, len(sessions), step))
+
+
 def report(result: dict[str, Figures]) -> None:
     """Print the figures."""
-    print(
-        f"{'':10}{'wrong':>7}{'requests/s':>12}{'CPU ms each':>13}{'p50 ms':>9}{'p99 ms':>9}{'first p50':>11}{'MB before, after':>20}"
-    )
+    titles = ("wrong", "requests/s", "CPU ms each", "p50 ms", "p99 ms", "first p50", "MB before", "after")
+    print(f"{'':8}" + "".join(f"{title:>13}" for title in titles))
     for name, one in result.items():
         quantiles = statistics.quantiles(one.latencies, n=100)
-        print(
-            f"{name:10}{one.wrong:>7}{one.done / one.seconds:>12.1f}{1e3 * one.cpu / one.done:>13.2f}"
-            f"{1e3 * quantiles[49]:>9.1f}{1e3 * quantiles[98]:>9.1f}{1e3 * statistics.median(one.first):>11.1f}"
-            f"{one.resident[0]:>12.0f}{one.resident[1]:>8.0f}"
+        figures = (
+            f"{one.wrong}",
+            f"{one.done / one.seconds:.1f}",
+            f"{1e3 * one.cpu / one.done:.2f}",
+            f"{1e3 * quantiles[49]:.1f}",
+            f"{1e3 * quantiles[98]:.1f}",
+            f"{1e3 * statistics.median(one.first):.1f}",
+            *(f"{one:.0f}" for one in one.resident),
         )
+        print(f"{name:8}" + "".join(f"{figure:>13}" for figure in figures))
     plain, ours = result["plain"], result["krunch"]
     before, after = (statistics.quantiles(one.latencies, n=100) for one in (plain, ours))
     print(
         f"throughput with Krunch: {plain.seconds / plain.done / (ours.seconds / ours.done):.2f} of without; "
         f"by CPU {plain.cpu / plain.done / (ours.cpu / ours.done):.2f}"
     )
-    print(
-        f"added latency at 4 clients: p50 {1e3 * (after[49] - before[49]):.1f} ms, p99 {1e3 * (after[98] - before[98]):.1f} ms"
-    )
+    added = [1e3 * (after[at] - before[at]) for at in (49, 98)]
+    print(f"added latency at {FEW} clients: p50 {added[0]:.1f} ms, p99 {added[1]:.1f} ms")
 
 
 def free_port() -> int:
@@ -376,13 +385,12 @@ def main() -> None:
     if arguments.serve_model:
         asyncio.run(serve_model(arguments.serve_model))
     port = free_port()
-    model = subprocess.Popen([sys.executable, __file__, "--serve-model", str(port)])
+    model = subprocess.Popen([sys.executable, __file__, "--serve-model", str(port)])  # noqa: S603 - as above
     proxies: dict[str, Proxy] = {}
     with tempfile.TemporaryDirectory() as folder:
         try:
-            for name, program in PROGRAMS.items():
-                command = [sys.executable, "-c", program, *(["proxy"] if name == "krunch" else [])]
-                proxies[name] = Proxy(command, Path(folder) / name, port, str(arguments.workers))
+            for name in PROGRAMS:
+                proxies[name] = Proxy(name, Path(folder) / name, port, str(arguments.workers))
             for proxy in proxies.values():
                 proxy.wait()
             result = asyncio.run(measure(proxies, arguments))

@@ -64,7 +64,7 @@ def workers(krunch: Krunch) -> Workers:
     with _lock:
         _serving.add(krunch)
         if _workers is None:
-            _workers = Workers(krunch.settings, memory_kb)
+            _workers = Workers(krunch, memory_kb)
         return _workers
 
 

