@@ -18,13 +18,28 @@ from typing import TYPE_CHECKING, Any
 from krunch_plugins.errors import MissingExtra
 
 if TYPE_CHECKING:
+    from krunch_langchain.agents import KrunchMiddleware, KrunchToolResults
     from krunch_langchain.messages import from_openai, from_turn, openai_form, turn_metadata
+    from krunch_langchain.model import KrunchChatModel, krunchify
 
-__all__ = ["from_openai", "from_turn", "openai_form", "turn_metadata"]
+__all__ = [
+    "KrunchChatModel",
+    "KrunchMiddleware",
+    "KrunchToolResults",
+    "from_openai",
+    "from_turn",
+    "krunchify",
+    "openai_form",
+    "turn_metadata",
+]
 
 _HOME = {
+    "KrunchChatModel": "model",
+    "KrunchMiddleware": "agents",
+    "KrunchToolResults": "agents",
     "from_openai": "messages",
     "from_turn": "messages",
+    "krunchify": "model",
     "openai_form": "messages",
     "turn_metadata": "messages",
 }
