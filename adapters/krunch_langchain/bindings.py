@@ -12,9 +12,11 @@ from langchain_core.runnables.configurable import (
     RunnableConfigurableAlternatives,
     RunnableConfigurableFields,
 )
-from langchain_core.runnables.utils import (  # noqa: TC002 - pydantic reads it
+from langchain_core.runnables.utils import (
     AnyConfigurableField,
     ConfigurableFieldSpec,
+    Input,
+    Output,
 )
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ def _replaced(value: Any, make: Make) -> Any:  # noqa: ANN401 - a runnable, or s
     return with_models(value, make)
 
 
-class KrunchConfigurable(DynamicRunnable[Any, Any]):
+class KrunchConfigurable(DynamicRunnable[Input, Output]):
     """A wrapped chat model with configurable fields: those of the model inside, and the wrapper's own.
 
     Attributes:
@@ -108,7 +110,7 @@ class KrunchConfigurable(DynamicRunnable[Any, Any]):
         known = type(wrapper).model_fields
         own = {name: field for name, field in self.fields.items() if name in known and name not in _OF_BOUND}
         others = {name: field for name, field in self.fields.items() if name not in own}
-        inner: DynamicRunnable[Any, Any] = RunnableConfigurableFields(default=wrapper.bound, fields=others)
+        inner = wrapper.bound.configurable_fields(**others)  # raises for a field that it does not have
         return inner, RunnableConfigurableFields(default=wrapper, fields=own)
 
 

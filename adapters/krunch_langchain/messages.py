@@ -75,19 +75,21 @@ def openai_form(message: BaseMessage) -> Message:
     return form
 
 
-def with_changes(message: BaseMessage, before: Message, after: Message) -> BaseMessage:
+def with_changes(message: BaseMessage, before: Message, after: Message, *, only_blocks: bool = False) -> BaseMessage:
     """A copy of a message with what was changed in its OpenAI form; the message itself if nothing was.
 
     Args:
         message: the LangChain message.
         before: its `openai_form`.
         after: what became of that: other texts, other arguments of tool calls.
+        only_blocks: a changed text that stood as a mere string among blocks becomes a block, as `restore` expects it.
     """
     if after == before:
         return message
     update: dict[str, Any] = {}
     if after.get("content") != before.get("content"):
-        update["content"] = new_content(message, before.get("content"), after.get("content"))
+        content = new_content(message, before.get("content"), after.get("content"), only_blocks=only_blocks)
+        update["content"] = content
     if after.get("name") != before.get("name"):
         update["name"] = after.get("name")
     if isinstance(message, ToolMessage) and after.get("tool_call_id") != before.get("tool_call_id"):

@@ -74,9 +74,13 @@ class KrunchChatModel(DelegatingChatModel):
         return chain
 
     def configurable_fields(self, **kwargs: AnyConfigurableField) -> RunnableSerializable[Any, Any]:
-        """Fields of the model inside, or of the wrapper, that a call's config can set."""
+        """Fields of the model inside, or of the wrapper, that a call's config can set.
+
+        Raises:
+            ValueError: neither has a field of that name.
+        """
         configurable = KrunchConfigurable(default=self, fields=kwargs)
-        _ = configurable.config_specs  # raises for a field that neither has
+        _ = configurable.config_specs
         return configurable
 
     def invoke(

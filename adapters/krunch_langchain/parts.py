@@ -28,13 +28,14 @@ def openai_parts(message: BaseMessage) -> Any:  # noqa: ANN401 - a string, or a 
     return [_part(block) for block in content if not _is_beside(message, block)]
 
 
-def new_content(message: BaseMessage, before: Any, after: Any) -> Content:  # noqa: ANN401 - as above
+def new_content(message: BaseMessage, before: Any, after: Any, *, only_blocks: bool) -> Content:  # noqa: ANN401 - as above
     """The message's content with what was changed in its OpenAI form; blocks that were not are the very same.
 
     Args:
         message: the message.
         before: its `openai_parts`.
         after: what became of them.
+        only_blocks: a text that was a mere string among blocks becomes a block.
     """
     if not isinstance(after, list):
         return "" if after is None else after
@@ -50,7 +51,7 @@ def new_content(message: BaseMessage, before: Any, after: Any) -> Content:  # no
         old, new = next(rest)
         if new == old:
             blocks.append(block)
-        elif isinstance(block, str) and isinstance(new, dict) and new.get("type") == "text":
+        elif isinstance(block, str) and not only_blocks and isinstance(new, dict) and new.get("type") == "text":
             blocks.append(new.get("text", ""))
         else:
             blocks.append(new)

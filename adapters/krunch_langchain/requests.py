@@ -134,7 +134,7 @@ def to_send(messages: Sequence[BaseMessage], forms: Sequence[Message], sent: Seq
         sent: what became of these; plugins may have put messages in or taken some out.
     """
     if len(sent) == len(forms) and all(map(_same_place, forms, sent)):
-        return [with_changes(*one) for one in zip(messages, forms, sent, strict=True)]
+        return [with_changes(*one, only_blocks=True) for one in zip(messages, forms, sent, strict=True)]
     out: list[BaseMessage] = []
     start = 0
     for now, plain in zip(sent, restore(sent), strict=True):
@@ -142,7 +142,7 @@ def to_send(messages: Sequence[BaseMessage], forms: Sequence[Message], sent: Seq
         if place is None:
             out.append(from_openai(now))
         else:
-            out.append(with_changes(messages[place], forms[place], now))
+            out.append(with_changes(messages[place], forms[place], now, only_blocks=True))
             start = place + 1
     return out
 
