@@ -18,7 +18,7 @@ from krunch_langchain.tool_calls import mirrored
 from krunch_plugins.errors import NotStorable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 
     from langchain_core.messages import BaseMessage
 
@@ -61,10 +61,15 @@ class StreamedReply:
         if last is not None:
             yield last
 
-    async def aexpanded(self, chunks: AsyncIterator[ChatGenerationChunk]) -> AsyncIterator[ChatGenerationChunk]:
-        """The chunks for the caller."""
-        async for chunk in chunks:
-            yield self.feed(chunk)
+    async def aexpanded(self, chunks: AsyncIterator[ChatGenerationChunk]) -> AsyncGenerator[ChatGenerationChunk]:
+        """The chunks for the caller. Closing it closes `chunks`, and the connection with it."""
+        try:
+            async for chunk in chunks:
+                yield self.feed(chunk)
+        finally:
+            close = getattr(chunks, "aclose", None)
+            if close is not None:
+                await close()
         last = self.end()
         if last is not None:
             yield last
@@ -95,31 +100,33 @@ class StreamedReply:
 
     def finish(self) -> None:
         """Run the hooks on what was streamed; partial, if the stream did not come to its end."""
-        try:
-            self._expander.flush(**self._whole())
-        except Exception as error:  # noqa: BLE001 - as above
-            log.warning("ending a stream failed with %s", type(error).__name__)
+        self._expander.flush(**self._facts())
 
     async def afinish(self) -> None:
         """`finish` for async callers."""
+        await self._expander.aflush(**self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        """What the hooks see, and what the store keeps with it: the message as the caller has it."""
+        partial = not self._ended
         try:
-            await self._expander.aflush(**self._whole())
+            if partial:
+                self.end()
+            return {"partial": partial, **self._whole()}
         except Exception as error:  # noqa: BLE001 - as above
-            log.warning("ending a stream failed with %s", type(error).__name__)
+            log.warning("putting a stream together failed with %s", type(error).__name__)
+            return {"partial": partial}
 
     def _whole(self) -> dict[str, Any]:
-        """What the hooks see, and what the store keeps with it: the message as the caller has it."""
-        if not self._ended and not self._broken:
-            self.end()
-            self._ended = False
+        """The message as the caller has it."""
         generation = merge_chat_generation_chunks(self._out)
         if generation is None:
-            return {"partial": True}
+            return {}
         told = _gen_info_and_msg_metadata(generation)
         message = message_chunk_to_message(generation.message)
         message = message.model_copy(update={"response_metadata": told, "id": message.id or self._run_id})
         note_usage(self._exchange, message)
-        return {"partial": not self._ended, "message": openai_form(message), "metadata": self._metadata(message)}
+        return {"message": openai_form(message), "metadata": self._metadata(message)}
 
     def _metadata(self, message: BaseMessage) -> dict[str, Any] | None:
         if self._exchange.session is None:

@@ -16,6 +16,7 @@ from langchain.agents.middleware import (
     wrap_model_call,
 )
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
+from langchain.chat_models import init_chat_model
 from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
@@ -119,6 +120,29 @@ def test_a_name_of_the_agent(serving: Serving) -> None:
 
     assert {message.name for message in state["messages"] if isinstance(message, AIMessage)} == {"helper"}
     assert roles(serving) == ["system", *TURN * 2]
+
+
+def test_standard_blocks(serving: Serving) -> None:
+    """With `output_version="v1"`, whose blocks LangChain makes after the reply has come, nothing is doubled."""
+    agent = agent_of(serving, model=serving.bare(output_version="v1"))
+    agent.invoke(say(), THREAD)
+    list(agent.stream(say(), THREAD, stream_mode="messages"))
+    state = agent.invoke(say(), THREAD)
+
+    assert isinstance(state["messages"][-1].content, list)
+    assert roles(serving) == ["system", *TURN * 3]
+    assert from_turn(serving.store.turns("t")[-1]) == state["messages"][-1]
+
+
+def test_a_model_that_cannot_be_wrapped(serving: Serving, caplog: pytest.LogCaptureFixture) -> None:
+    """An agent over a model that only its config names goes on uncompressed, and the log says so."""
+    serving.played.compressed = False
+    facts = {"base_url": serving.upstream.url, "api_key": "none"}
+    named: Any = init_chat_model("gpt-4o", model_provider="openai", configurable_fields=("temperature",), **facts)
+    state = agent_of(serving, model=named, tools=[]).invoke(say(), THREAD)
+
+    assert state["messages"][-1].text == serving.plain
+    assert "not compressed: krunchify() takes a chat model" in caplog.text
 
 
 def test_with_a_wrapped_model(serving: Serving) -> None:
