@@ -20,6 +20,7 @@ from langchain.chat_models import init_chat_model
 from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Command
 from played_model import STORY
 from pydantic import BaseModel
@@ -99,7 +100,23 @@ def test_streams_are_plain(mode: Any, serving: Serving) -> None:
         assert len(replies) > 10
 
 
-@pytest.mark.filterwarnings("ignore:The method `.*v3` is in beta", "ignore:.*v3.* is in beta")
+@pytest.mark.filterwarnings("ignore:The v3 streaming protocol on Pregel is experimental")
+@pytest.mark.skipif(not hasattr(CompiledStateGraph, "stream_events"), reason="events v3 came with LangGraph 1.2")
+def test_events_v3_are_plain(serving: Serving) -> None:
+    """The typed streams of LangGraph's events v3 hold what the model means; each turn is recorded once."""
+    agent = agent_of(serving)
+    events = list(agent.stream_events(say(), THREAD, version="v3"))
+
+    async def collect() -> list[Any]:
+        return [event async for event in await agent.astream_events(say(), THREAD, version="v3")]
+
+    events += asyncio.run(collect())
+
+    assert "content-block-delta" in str(events)
+    assert "¤" not in str(events)
+    assert roles(serving) == ["system", *TURN * 2]
+
+
 def test_events_are_plain(serving: Serving) -> None:
     """An agent's events hold what the model means, and its own name."""
 
