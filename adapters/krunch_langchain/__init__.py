@@ -6,6 +6,9 @@
     from krunch_langchain import KrunchMiddleware
     agent = create_agent(model, tools, middleware=[..., KrunchMiddleware()])    # last in the list
 
+    from krunch_langchain import LangChainEmbedder
+    Krunch(settings, embedder=LangChainEmbedder(OpenAIEmbeddings()))                # for the search of old turns
+
 LangChain itself is imported when one of these names is first used. `KrunchMiddleware` needs the extra `agents`, the
 rest `langchain`.
 """
@@ -19,6 +22,7 @@ from krunch_plugins.errors import MissingExtra
 
 if TYPE_CHECKING:
     from krunch_langchain.agents import KrunchMiddleware, KrunchToolResults
+    from krunch_langchain.embeddings import LangChainEmbedder
     from krunch_langchain.messages import from_openai, from_turn, openai_form, turn_metadata
     from krunch_langchain.model import KrunchChatModel, krunchify
 
@@ -26,6 +30,7 @@ __all__ = [
     "KrunchChatModel",
     "KrunchMiddleware",
     "KrunchToolResults",
+    "LangChainEmbedder",
     "from_openai",
     "from_turn",
     "krunchify",
@@ -37,6 +42,7 @@ _HOME = {
     "KrunchChatModel": "model",
     "KrunchMiddleware": "agents",
     "KrunchToolResults": "agents",
+    "LangChainEmbedder": "embeddings",
     "from_openai": "messages",
     "from_turn": "messages",
     "krunchify": "model",
