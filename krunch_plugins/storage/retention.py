@@ -156,6 +156,19 @@ def _drop_tainted(ledger: Ledger, holder: Tenant) -> None:
     ledger.forget_names()
 
 
+def cut(ledger: Ledger, session: str, tenant: str | None, start: int) -> tuple[str, int]:
+    """Give up a session's turns before number `start`.
+
+    Returns:
+        The session's key ("" if there is none), and how many turns were removed.
+    """
+    record = ledger.find(session, tenant)
+    if record is None or start <= record.first:
+        return "", 0
+    pack(ledger, record.id)
+    return record.id, trim(ledger, record.id, min(start, record.next))
+
+
 def expire(
     ledger: Ledger, cutoff: float | None, keep_turns: int | None, report: Forgotten
 ) -> list[tuple[str, str, str | None]]:

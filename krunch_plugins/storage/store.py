@@ -318,6 +318,20 @@ class ConversationStore:
         self._gone(session, tenant, report)
         return report
 
+    def trim(self, session: str, start: int, *, tenant: str | None = None) -> int:
+        """Remove a session's turns before number `start`; the numbers of those that stay do not change.
+
+        The background thread overwrites the space they leave, as after `expire`.
+
+        Returns:
+            How many turns were removed.
+        """
+        inside, removed = retention.cut(self._ledger(session), session, tenant, start)
+        if removed:
+            self._tiers.let_go(self._tiers.hot.take(inside, "forget"))
+            self._tiers.tell(tenant)
+        return removed
+
     def expire(self, now: float | None = None) -> Forgotten:
         """Apply `retention_days` and `retention_turns`, from the front of each session up to the first turn that stays.
 
