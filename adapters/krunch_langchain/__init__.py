@@ -18,11 +18,17 @@ from typing import TYPE_CHECKING, Any
 from krunch_plugins.errors import MissingExtra
 
 if TYPE_CHECKING:
+    from krunch_langchain.byte_store import KrunchByteStore
+    from krunch_langchain.item_store import KrunchStore
     from krunch_langchain.messages import from_openai, from_turn, openai_form, turn_metadata
+    from krunch_langchain.saver import KrunchSaver
 
-__all__ = ["from_openai", "from_turn", "openai_form", "turn_metadata"]
+__all__ = ["KrunchByteStore", "KrunchSaver", "KrunchStore", "from_openai", "from_turn", "openai_form", "turn_metadata"]
 
 _HOME = {
+    "KrunchByteStore": "byte_store",
+    "KrunchSaver": "saver",
+    "KrunchStore": "item_store",
     "from_openai": "messages",
     "from_turn": "messages",
     "openai_form": "messages",

@@ -1,0 +1,73 @@
+"""Who keeps what for those that bring no store: one store for each directory in a process, one Krunch for each store."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from krunch_plugins import ConversationStore, Krunch, Settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_lock = threading.Lock()
+_stores: dict[Path | None, ConversationStore] = {}
+_krunches: WeakKeyDictionary[ConversationStore, Krunch] = WeakKeyDictionary()
+_MARK = "\x1f"
+"""A character that nobody types: what LangGraph keeps lies beside the tenants' conversations, and never among them."""
+
+
+def shared_store() -> ConversationStore:
+    """The process's store of the directory that `KRUNCH_HOME` names, else of the platform's place for a user's data.
+
+    It is opened at first use, with the settings of `KRUNCH_*`, and closed when the process ends. What is kept there is
+    on disk when a call returns, whether it is closed or not.
+
+    Raises:
+        StoreUnavailable: the directory cannot be used.
+        SettingsError: a `KRUNCH_*` variable holds something that is not allowed.
+    """
+    settings = Settings.from_environment()
+    home = None if settings.home is None else settings.home.expanduser().absolute()
+    with _lock:
+        if home not in _stores:
+            _stores[home] = ConversationStore(
+                home,
+                durability=settings.durability,
+                hot_bytes=settings.hot_bytes,
+                hot_turns=settings.hot_turns,
+                hot_ttl=settings.hot_ttl,
+                retention_days=settings.retention_days,
+                retention_turns=settings.retention_turns,
+                tenant_quota_bytes=settings.tenant_quota_bytes,
+            )
+        return _stores[home]
+
+
+def krunch_of(store: ConversationStore) -> Krunch:
+    """The process's Krunch over a store, for those who search it and bring no Krunch of their own."""
+    with _lock:
+        if store not in _krunches:
+            _krunches[store] = Krunch(Settings.from_environment(), store=store)
+        return _krunches[store]
+
+
+def place_of(kind: str, tenant: str | None) -> str:
+    """The tenant under which the store keeps things that are no conversations.
+
+    Args:
+        kind: what they are.
+        tenant: who owns them.
+    """
+    return f"{_MARK}{kind}" if tenant is None else f"{_MARK}{kind}{_MARK}{tenant}"
+
+
+@atexit.register
+def _close() -> None:
+    """Pack what is not packed."""
+    for krunch in list(_krunches.values()):
+        krunch.close()
+    for store in _stores.values():
+        store.close()
