@@ -19,14 +19,25 @@ from krunch_plugins.errors import MissingExtra
 
 if TYPE_CHECKING:
     from krunch_langchain.byte_store import KrunchByteStore
+    from krunch_langchain.history import KrunchChatMessageHistory
     from krunch_langchain.item_store import KrunchStore
     from krunch_langchain.messages import from_openai, from_turn, openai_form, turn_metadata
     from krunch_langchain.saver import KrunchSaver
 
-__all__ = ["KrunchByteStore", "KrunchSaver", "KrunchStore", "from_openai", "from_turn", "openai_form", "turn_metadata"]
+__all__ = [
+    "KrunchByteStore",
+    "KrunchChatMessageHistory",
+    "KrunchSaver",
+    "KrunchStore",
+    "from_openai",
+    "from_turn",
+    "openai_form",
+    "turn_metadata",
+]
 
 _HOME = {
     "KrunchByteStore": "byte_store",
+    "KrunchChatMessageHistory": "history",
     "KrunchSaver": "saver",
     "KrunchStore": "item_store",
     "from_openai": "messages",

@@ -262,6 +262,26 @@ class ConversationStore:
         """Keep bytes with the session; durable when it returns, forgotten with the session."""
         self._ledger(session).put_state(session, name, data, tenant, self._clock())
 
+    def update_state(
+        self, session: str, name: str, change: Callable[[bytes | None], bytes], *, tenant: str | None = None
+    ) -> bytes:
+        """Change state in one step: what others put at the same time is seen by `change` or comes after it.
+
+        Args:
+            session: whose state; begun if it is new.
+            name: the state's name.
+            change: given what is there, or None, returns what is to be there. Quick: everybody else waits for it.
+            tenant: who owns the session.
+
+        Returns:
+            What is there now.
+        """
+        ledger = self._ledger(session)
+        with ledger.cold.transaction():
+            data = change(ledger.get_state(session, name, tenant))
+            ledger.put_state(session, name, data, tenant, self._clock())
+        return data
+
     def stats(self) -> StoreStats:
         """What happened in this process since the store was opened, and what is held now."""
         tiers = self._tiers
