@@ -191,15 +191,21 @@ class StreamExpander(Protocol):
     def feed(self, chunk: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Take one OpenAI chat chunk; give back the chunks to hand on (zero or more). `chunk` is not changed."""
 
-    def flush(self, *, partial: bool = False, metadata: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    def flush(
+        self, *, partial: bool = False, metadata: Mapping[str, Any] | None = None, message: Message | None = None
+    ) -> list[dict[str, Any]]:
         """End the stream: what was held back, and the `post_response` hooks run. A second call returns nothing.
 
         Args:
             partial: the stream was broken off; the hooks see `reply.partial`.
             metadata: what the store is to keep with the reply, if it is recorded; JSON-like.
+            message: the whole reply, expanded, for the hooks to see, from an adapter that puts it together itself;
+                None: it is put together from the chunks.
         """
 
-    async def aflush(self, *, partial: bool = False, metadata: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    async def aflush(
+        self, *, partial: bool = False, metadata: Mapping[str, Any] | None = None, message: Message | None = None
+    ) -> list[dict[str, Any]]:
         """`flush`, off the event loop where the hooks may take long."""
 
 

@@ -69,6 +69,7 @@ class Krunch:
         self._plugins = Plugins({"compression": self._compression, storage.name: storage})
         if self.store is not None:
             self.store.on_evict(self._plugins.on_evict)
+        self._storage = storage if isinstance(storage, StoragePlugin) else None
         try:
             self._plugins.load_entry_points()
             for plugin in plugins:
@@ -142,6 +143,33 @@ class Krunch:
         if self._recent is not None:
             self._recent.forget(session, tenant=tenant)
         return None if self.store is None else self.store.forget(session, tenant=tenant)
+
+    def record(
+        self,
+        messages: Sequence[Message],
+        *,
+        session: str,
+        tenant: str | None = None,
+        turn_metadata: Sequence[Mapping[str, Any] | None] | None = None,
+    ) -> None:
+        """Put what is new of a conversation into the store, without a request: for turns that reach no model.
+
+        What was recorded before, by this or by exchanges, is not recorded again. Without a store, nothing happens.
+
+        Args:
+            messages: the conversation from its beginning, or as much of it as the caller has; OpenAI format.
+            session: its id.
+            tenant: who owns the session.
+            turn_metadata: what the store is to keep with each message; one for each, JSON-like.
+
+        Raises:
+            StoreError: it could not be recorded.
+            TypeError: `messages` is no sequence of dicts.
+        """
+        if self._storage is not None:
+            exchange = self._exchange(messages, "", session, tenant, None, json_reply=False)
+            exchange.turn_metadata = turn_metadata
+            self._storage.record_request(exchange)
 
     def recent(self, session: str, n: int = 20, *, tenant: str | None = None) -> list[Turn]:
         """The newest turns of a session, in order: from the store, or without one from RAM (`Settings.hot_turns`).

@@ -6,8 +6,11 @@
     from krunch_langchain import KrunchMiddleware
     agent = create_agent(model, tools, middleware=[..., KrunchMiddleware()])    # last in the list
 
-LangChain itself is imported when one of these names is first used. `KrunchMiddleware` needs the extra `agents`, the
-rest `langchain`.
+    from krunch_langchain import KrunchChatMessageHistory, KrunchMemory, KrunchRetriever    # a conversation's memory
+    from krunch_langchain import KrunchSaver, KrunchStore    # LangGraph's checkpoints and long-term memory
+
+LangChain itself is imported when one of these names is first used. `KrunchMiddleware` needs the extra `agents`,
+`KrunchSaver` and `KrunchStore` need `langgraph`, the rest `langchain`.
 """
 
 from __future__ import annotations
@@ -18,19 +21,25 @@ from typing import TYPE_CHECKING, Any
 from krunch_plugins.errors import MissingExtra
 
 if TYPE_CHECKING:
+    from krunch_langchain.agents import KrunchMiddleware, KrunchToolResults
     from krunch_langchain.byte_store import KrunchByteStore
     from krunch_langchain.history import KrunchChatMessageHistory
     from krunch_langchain.item_store import KrunchStore
     from krunch_langchain.messages import from_openai, from_turn, openai_form, turn_metadata
+    from krunch_langchain.model import KrunchChatModel, krunchify
     from krunch_langchain.saver import KrunchSaver
 
 __all__ = [
     "KrunchByteStore",
     "KrunchChatMessageHistory",
+    "KrunchChatModel",
+    "KrunchMiddleware",
     "KrunchSaver",
     "KrunchStore",
+    "KrunchToolResults",
     "from_openai",
     "from_turn",
+    "krunchify",
     "openai_form",
     "turn_metadata",
 ]
@@ -38,10 +47,14 @@ __all__ = [
 _HOME = {
     "KrunchByteStore": "byte_store",
     "KrunchChatMessageHistory": "history",
+    "KrunchChatModel": "model",
+    "KrunchMiddleware": "agents",
     "KrunchSaver": "saver",
     "KrunchStore": "item_store",
+    "KrunchToolResults": "agents",
     "from_openai": "messages",
     "from_turn": "messages",
+    "krunchify": "model",
     "openai_form": "messages",
     "turn_metadata": "messages",
 }

@@ -52,18 +52,17 @@ _OWN = frozenset({"role", "content", "name", "id", "tool_calls", "tool_call_id"}
 def openai_form(message: BaseMessage) -> Message:
     """The message as OpenAI's API has it: role, content, tool calls, and the model's other texts.
 
-    Content blocks that only repeat tool calls are left out; images, audio and files have OpenAI's form; blocks that
-    OpenAI does not know (signed thinking, …) stand as they are.
+    Of a reply, content blocks that only repeat tool calls, and signed or encrypted thoughts, are left out, and so is
+    the name: an agent gives it to the reply afterwards. Images, audio and files have OpenAI's form; blocks that OpenAI
+    does not know stand as they are.
     """
     kind = message.type.removesuffix("MessageChunk").lower()
     form: Message = {"role": _role(message, kind), "content": openai_parts(message)}
-    name = message.name or message.additional_kwargs.get("name")
-    if name:
-        form["name"] = name
     if isinstance(message, ToolMessage):
         form["tool_call_id"] = message.tool_call_id
     if not isinstance(message, AIMessage):
-        return form
+        name = message.name or message.additional_kwargs.get("name")
+        return {**form, "name": name} if name else form
     extra = message.additional_kwargs
     calls = calls_to_openai(message)
     if calls:
@@ -76,19 +75,21 @@ def openai_form(message: BaseMessage) -> Message:
     return form
 
 
-def with_changes(message: BaseMessage, before: Message, after: Message) -> BaseMessage:
+def with_changes(message: BaseMessage, before: Message, after: Message, *, only_blocks: bool = False) -> BaseMessage:
     """A copy of a message with what was changed in its OpenAI form; the message itself if nothing was.
 
     Args:
         message: the LangChain message.
         before: its `openai_form`.
         after: what became of that: other texts, other arguments of tool calls.
+        only_blocks: a changed text that stood as a mere string among blocks becomes a block, as `restore` expects it.
     """
     if after == before:
         return message
     update: dict[str, Any] = {}
     if after.get("content") != before.get("content"):
-        update["content"] = new_content(message, before.get("content"), after.get("content"))
+        content = new_content(message, before.get("content"), after.get("content"), only_blocks=only_blocks)
+        update["content"] = content
     if after.get("name") != before.get("name"):
         update["name"] = after.get("name")
     if isinstance(message, ToolMessage) and after.get("tool_call_id") != before.get("tool_call_id"):
@@ -221,11 +222,11 @@ def _new_extra(message: AIMessage, before: Message, after: Message) -> dict[str,
     if "tool_calls" in extra and after.get("tool_calls") != before.get("tool_calls"):
         changed["tool_calls"] = after.get("tool_calls") or []
     if extra.get("parsed") is not None and after.get("content") != before.get("content"):
-        changed["parsed"] = _parsed_again(extra["parsed"], after.get("content"))
+        changed["parsed"] = parsed_again(extra["parsed"], after.get("content"))
     return {**extra, **changed} if changed else extra
 
 
-def _parsed_again(parsed: Any, content: Any) -> Any:  # noqa: ANN401 - a dict or an object of the caller's own class
+def parsed_again(parsed: Any, content: Any) -> Any:  # noqa: ANN401 - a dict or an object of the caller's own class
     """What ChatOpenAI parsed of a reply's JSON text, parsed of the new text; None if that cannot be."""
     try:
         if hasattr(type(parsed), "model_validate_json"):

@@ -16,22 +16,26 @@ if TYPE_CHECKING:
 
 Content = str | list[Any]
 
+_BESIDE = CALL_BLOCKS | {"thinking", "redacted_thinking", "reasoning", "reasoning_content"}
+"""Types of blocks of a reply that are no parts of its text: tool calls, said again, and thoughts, often signed."""
+
 
 def openai_parts(message: BaseMessage) -> Any:  # noqa: ANN401 - a string, or a list of whatever parts there are
-    """The content in OpenAI's form: a string, or parts. Blocks that say again what the tool calls say are left out."""
+    """The content in OpenAI's form: a string, or parts. A reply's thoughts, and tool calls said again, are left out."""
     content = message.content
     if isinstance(content, str):
         return content
-    return [_part(block) for block in content if not _is_call(message, block)]
+    return [_part(block) for block in content if not _is_beside(message, block)]
 
 
-def new_content(message: BaseMessage, before: Any, after: Any) -> Content:  # noqa: ANN401 - as above
+def new_content(message: BaseMessage, before: Any, after: Any, *, only_blocks: bool) -> Content:  # noqa: ANN401 - as above
     """The message's content with what was changed in its OpenAI form; blocks that were not are the very same.
 
     Args:
         message: the message.
         before: its `openai_parts`.
         after: what became of them.
+        only_blocks: a text that was a mere string among blocks becomes a block.
     """
     if not isinstance(after, list):
         return "" if after is None else after
@@ -41,13 +45,13 @@ def new_content(message: BaseMessage, before: Any, after: Any) -> Content:  # no
     rest = iter(zip(before, after, strict=True))
     blocks: list[Any] = []
     for block in content:
-        if _is_call(message, block):
+        if _is_beside(message, block):
             blocks.append(block)
             continue
         old, new = next(rest)
         if new == old:
             blocks.append(block)
-        elif isinstance(block, str) and isinstance(new, dict) and new.get("type") == "text":
+        elif isinstance(block, str) and not only_blocks and isinstance(new, dict) and new.get("type") == "text":
             blocks.append(new.get("text", ""))
         else:
             blocks.append(new)
@@ -72,8 +76,9 @@ def is_text(block: object) -> bool:
     return isinstance(block, dict) and block.get("type") == "text" and isinstance(block.get("text"), str)
 
 
-def _is_call(message: BaseMessage, block: object) -> bool:
-    return isinstance(block, dict) and block.get("type") in CALL_BLOCKS and isinstance(message, AIMessage)
+def _is_beside(message: BaseMessage, block: object) -> bool:
+    """Whether OpenAI's form has no place for this block of a reply among its parts."""
+    return isinstance(message, AIMessage) and isinstance(block, dict) and block.get("type") in _BESIDE
 
 
 def _part(block: Any) -> Any:  # noqa: ANN401 - a string or a block

@@ -88,6 +88,18 @@ def call_blocks(content: Any, calls: Sequence[Any], invalid: Sequence[Any]) -> A
     return [_call_block(block, by_id) for block in content]
 
 
+def mirrored(content: Any, call: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401 - as LangChain has it
+    """The shape of the content block that repeats a streamed piece of a tool call, arguments None; {} if none does."""
+    if isinstance(content, str) or not call.get("args"):
+        return {}
+    for block in content:
+        if isinstance(block, dict) and block.get("type") in CALL_BLOCKS and block.get("index") == call.get("index"):
+            keys = [key for key in _ARGUMENTS if block.get(key) == call["args"]]
+            if keys:
+                return {"type": block["type"], "index": block.get("index"), keys[0]: None}
+    return {}
+
+
 def _call_block(block: Any, by_id: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a string or a block
     if not isinstance(block, dict) or block.get("type") not in CALL_BLOCKS:
         return block

@@ -136,7 +136,7 @@ def test_a_turn_is_in_openai_form(tmp_path: Path) -> None:
     call = turns[4].message["tool_calls"][0]
     assert (call["id"], call["type"], call["function"]["name"]) == ("call_1", "function", "search")
     assert json.loads(call["function"]["arguments"]) == CALL["args"]
-    assert [part["type"] for part in turns[5].message["content"]] == ["thinking", "text"]
+    assert [part["type"] for part in turns[5].message["content"]] == ["text"]
     assert turns[9].message == {"role": "tool", "content": "42", "tool_call_id": "call_1", "name": "search"}
 
 
