@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -182,7 +181,7 @@ MESSAGES = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(batches=st.lists(st.lists(MESSAGES, max_size=4), max_size=4))
 def test_whatever_is_added_comes_back(batches: list[list[BaseMessage]], tmp_path_factory: Any) -> None:
     """Any messages, in any batches, are the history, in order, each of them once however often it was said."""
@@ -529,32 +528,6 @@ def test_saying_the_same_at_the_same_time(histories: History, krunch: Krunch) ->
         worker.join()
 
     assert texts(histories("s").messages) in (["yes", "ok"] * 2, ["yes", "yes", "ok", "ok"])
-
-
-def _talk(directory: Path, name: str) -> None:
-    with ConversationStore(directory) as opened:
-        chain: Any = RunnableWithMessageHistory(
-            RunnableLambda(echo), lambda session: KrunchChatMessageHistory(session, store=opened)
-        )
-        for number in range(20):
-            chain.invoke(f"{name} {number}", of())
-
-
-def test_many_processes(tmp_path: Path) -> None:
-    """Processes that talk in one session at the same time lose nothing; each one's order is kept."""
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_talk, args=(tmp_path, name)) for name in "abc"]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    with ConversationStore(tmp_path) as opened:
-        messages = KrunchChatMessageHistory("s", store=opened).messages
-
-    check_all_there(messages, [f"{name} {number}" for name in "abc" for number in range(20)])
-    for name in "abc":
-        said = [message.text for message in messages[::2] if message.text.startswith(name)]
-        assert said == [f"{name} {number}" for number in range(20)]
 
 
 def test_long_sessions(store: ConversationStore) -> None:
