@@ -25,15 +25,19 @@ if TYPE_CHECKING:
     from krunch_langchain.byte_store import KrunchByteStore
     from krunch_langchain.history import KrunchChatMessageHistory
     from krunch_langchain.item_store import KrunchStore
+    from krunch_langchain.memory import KrunchMemory
     from krunch_langchain.messages import from_openai, from_turn, openai_form, turn_metadata
     from krunch_langchain.model import KrunchChatModel, krunchify
+    from krunch_langchain.retriever import KrunchRetriever
     from krunch_langchain.saver import KrunchSaver
 
 __all__ = [
     "KrunchByteStore",
     "KrunchChatMessageHistory",
     "KrunchChatModel",
+    "KrunchMemory",
     "KrunchMiddleware",
+    "KrunchRetriever",
     "KrunchSaver",
     "KrunchStore",
     "KrunchToolResults",
@@ -48,7 +52,9 @@ _HOME = {
     "KrunchByteStore": "byte_store",
     "KrunchChatMessageHistory": "history",
     "KrunchChatModel": "model",
+    "KrunchMemory": "memory",
     "KrunchMiddleware": "agents",
+    "KrunchRetriever": "retriever",
     "KrunchSaver": "saver",
     "KrunchStore": "item_store",
     "KrunchToolResults": "agents",

@@ -67,6 +67,15 @@ class Claims:
         for offset, changes in stored.get("changes", {}).items():
             self.changes[page * _PAGE + int(offset)] = changes
 
+    def merge(self, other: Claims) -> None:
+        """Take in what was read of other turns."""
+        self.flags.update(other.flags)
+        self.changes.update(other.changes)
+
+    def in_use(self, turns: Iterable[Turn]) -> bool:
+        """Whether a session with these turns has a history."""
+        return bool(self.flags) or any(MARK in turn.metadata for turn in turns)
+
     def write(self, store: ConversationStore, session: str, tenant: str | None) -> None:
         """Add these to what is stored; what others add at the same time stays."""
         for page in sorted({number // _PAGE for number in self.flags}):
@@ -84,23 +93,29 @@ class Claims:
         return json.dumps(stored, separators=(",", ":")).encode()
 
 
-def shown(turns: Sequence[Turn], claims: Claims) -> list[tuple[int, BaseMessage]]:
-    """The history: number and message of each turn that is part of it, in order.
+def belongs(turn: Turn, claims: Claims, *, in_use: bool) -> bool:
+    """Whether a turn is part of the history.
 
-    Turns that others recorded are part of it, unless an exchange of this history's had them beside its own messages.
+    What others recorded is, unless an exchange of this history's had it beside its own messages, or it is the prompt of
+    a chain, which brings that along every time.
+
+    Args:
+        turn: the turn.
+        claims: what is claimed and hidden.
+        in_use: whether the session has a history; where it has none, everything in it is shown.
     """
-    in_use = bool(claims.flags) or any(MARK in turn.metadata for turn in turns)
-    kept = []
-    for turn in turns:
-        flag = claims.flags.get(turn.number)
-        if flag == _HIDDEN:
-            continue
-        own = flag == _CLAIMED or MARK in turn.metadata
-        if not own and in_use and METADATA_KEY in turn.metadata and turn.message.get("role") in _INSTRUCTIONS:
-            continue  # the prompt of a chain, which brings it along every time
-        kept.append(turn)
-    kept.sort(key=_order)
-    return [(turn.number, _message(turn, claims.changes.get(turn.number))) for turn in kept]
+    flag = claims.flags.get(turn.number)
+    if flag == _HIDDEN:
+        return False
+    own = flag == _CLAIMED or MARK in turn.metadata
+    return own or not in_use or METADATA_KEY not in turn.metadata or turn.message.get("role") not in _INSTRUCTIONS
+
+
+def shown(turns: Sequence[Turn], claims: Claims) -> list[tuple[int, BaseMessage]]:
+    """The history: number and message of each turn that is part of it, in order."""
+    in_use = claims.in_use(turns)
+    kept = sorted((turn for turn in turns if belongs(turn, claims, in_use=in_use)), key=_order)
+    return [(turn.number, message_of(turn, claims)) for turn in kept]
 
 
 def match(batch: Sequence[BaseMessage], turns: Sequence[Turn], claims: Claims, since: int) -> dict[int, Turn]:
@@ -192,8 +207,9 @@ def _order(turn: Turn) -> tuple[int, int, int]:
     return (turn.number, 1, 0) if before is None else (before, 0, turn.number)
 
 
-def _message(turn: Turn, changes: Mapping[str, Any] | None) -> BaseMessage:
-    message = from_turn(turn)
+def message_of(turn: Turn, claims: Claims) -> BaseMessage:
+    """LangChain's message of a turn, as it was handed over where it was claimed."""
+    message, changes = from_turn(turn), claims.changes.get(turn.number)
     if not changes:
         return message
     whole = message_to_dict(message)

@@ -32,7 +32,7 @@ from krunch_langchain.item_log import Change, Entry, ItemLog
 from krunch_langchain.item_ranking import Ranked, by_search, by_vectors
 from krunch_langchain.json_values import to_json_value
 from krunch_langchain.namespaces import Namespace, Namespaces
-from krunch_langchain.shared import krunch_of, place_of, shared_store
+from krunch_langchain.shared import krunch_and_store, krunch_of, place_of, shared_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -79,10 +79,9 @@ class KrunchStore(BaseStore):
         ttl: TTLConfig | None = None,
         krunch: Krunch | None = None,
     ) -> None:
-        if store is None:
-            store = krunch.store if krunch is not None and krunch.store is not None else shared_store()
-        if krunch is not None and krunch.store is not store:
-            raise ValueError("KrunchStore(krunch=…) searches another store than it keeps items in; give it one of both")
+        if krunch is not None:
+            _, store = krunch_and_store(krunch, store)
+        store = store or shared_store()
         self._store, self._krunch, self.ttl_config = store, krunch, ttl
         self._tenant = place_of(_KIND, tenant)
         self._namespaces = Namespaces(store, self._tenant)

@@ -54,6 +54,24 @@ def krunch_of(store: ConversationStore) -> Krunch:
         return _krunches[store]
 
 
+def krunch_and_store(krunch: Krunch | None, store: ConversationStore | None) -> tuple[Krunch, ConversationStore]:
+    """A Krunch and the store that it searches, of what somebody gave or left out.
+
+    Raises:
+        ValueError: the two do not belong together.
+    """
+    if krunch is None:
+        store = store or shared_store()
+        return krunch_of(store), store
+    if krunch.store is None:
+        why = "has no store: make it with Settings(home=...) or Krunch(store=...)"
+    elif store is not None and store is not krunch.store:
+        why = "has another store than the one given"
+    else:
+        return krunch, krunch.store
+    raise ValueError(f"this Krunch {why}")
+
+
 def place_of(kind: str, tenant: str | None) -> str:
     """The tenant under which the store keeps things that are no conversations.
 
