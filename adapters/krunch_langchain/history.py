@@ -119,9 +119,9 @@ class KrunchChatMessageHistory(BaseChatMessageHistory):
         if not batch:
             return
         for _ in range(_ATTEMPTS):
-            if self._append(batch, stored):
+            if self._store(batch, stored):
                 return
-        raise StoreError(f"other processes kept appending to this session; gave up after {_ATTEMPTS} attempts")
+        raise StoreError(f"other processes kept claiming turns of this session; gave up after {_ATTEMPTS} attempts")
 
     def _given_of(self, messages: Sequence[BaseMessage]) -> int:
         """With how many messages a list begins that came from here."""
@@ -140,32 +140,38 @@ class KrunchChatMessageHistory(BaseChatMessageHistory):
         turns = self.store.turns(self.session_id, start, stop + 1, tenant=self.tenant)
         return given_before(messages, reads, {turn.number: turn for turn in turns})
 
-    def _append(self, batch: Sequence[BaseMessage], stored: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> bool:
-        """Store what is not recorded, unless somebody else stored something first."""
+    def _store(self, batch: Sequence[BaseMessage], stored: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> bool:
+        """Claim what is recorded and store the rest; False if somebody else claimed some of it meanwhile."""
         info = self.store.info(self.session_id, self.tenant)
-        stop = info.stop if info else 0
-        start = look_back(stop, info.first if info else 0)
+        first, stop = (info.first, info.stop) if info else (0, 0)
+        start = look_back(stop, first)
         turns = self.store.turns(self.session_id, start, stop, tenant=self.tenant)
-        with self._lock:
-            # Nothing was read here: a question and its answer may be what was recorded last, but nothing before that.
-            asked = {message.type for message in batch} >= {"human", "ai"}
-            since = min((read for read, _ in self._reads), default=stop - len(batch) if asked else stop)
-        claims = Claims()
+        noted, found = Claims(), {}
         if any(MARK not in turn.metadata for turn in turns):
             claims = Claims.read(self.store, self.session_id, self.tenant, range(start, stop))
-        found = match(batch, turns, claims, since)
+            found = match(batch, turns, claims, self._since(batch, stop))
+            noted = claim(batch, found, turns, claims)
+            if not noted.write(self.store, self.session_id, self.tenant):
+                return False
         at = self.store.now()
-        forms = {id(message): form for message, form in zip(batch, stored, strict=True)}
         new = []
-        for message, before in in_order(batch, found):
-            form, metadata = forms[id(message)]
-            mark = {} if before is None else {"before": before}
-            new.append(Turn(0, form, at, None, {**metadata, MARK: mark}))
-        if new and self.store.append_if(self.session_id, new, expect=stop, tenant=self.tenant) is None:
-            return False
-        if found:
-            claim(batch, found, turns, claims).write(self.store, self.session_id, self.tenant)
+        for position, before in in_order(len(batch), found):
+            form, metadata = stored[position]
+            new.append(Turn(0, form, at, None, {**metadata, MARK: {} if before is None else {"before": before}}))
+        try:
+            self.store.append(self.session_id, new, tenant=self.tenant)
+        except BaseException:
+            noted.erase(self.store, self.session_id, self.tenant)
+            raise
         return True
+
+    def _since(self, batch: Sequence[BaseMessage], stop: int) -> int:
+        """From which turn on a message may be what a wrapper just recorded, by its words alone."""
+        with self._lock:
+            reads = [read for read, _ in self._reads]
+        # Nothing was read here: a question and its answer may be what was recorded last, but nothing before that.
+        asked = {message.type for message in batch} >= {"human", "ai"}
+        return min(reads, default=stop - len(batch) if asked else stop)
 
 
 def _codes() -> frozenset[CodeType]:

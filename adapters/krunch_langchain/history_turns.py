@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import BaseMessage, message_to_dict, messages_from_dict
@@ -76,21 +77,51 @@ class Claims:
         """Whether a session with these turns has a history."""
         return bool(self.flags) or any(MARK in turn.metadata for turn in turns)
 
-    def write(self, store: ConversationStore, session: str, tenant: str | None) -> None:
-        """Add these to what is stored; what others add at the same time stays."""
-        for page in sorted({number // _PAGE for number in self.flags}):
-            store.update_state(
-                session, f"{_STATE}{page}", lambda data, page=page: self._page(page, data), tenant=tenant
-            )
+    def write(self, store: ConversationStore, session: str, tenant: str | None) -> bool:
+        """Add these to what is stored; False, and nothing is added, if somebody else has claimed one of them since."""
+        pages = sorted({number // _PAGE for number in self.flags})
+        for count, page in enumerate(pages):
+            try:
+                store.update_state(session, f"{_STATE}{page}", partial(self._with, page), tenant=tenant)
+            except _TakenError:
+                self._erase(store, session, tenant, pages[:count])
+                return False
+        return True
 
-    def _page(self, page: int, data: bytes | None) -> bytes:
+    def erase(self, store: ConversationStore, session: str, tenant: str | None) -> None:
+        """Take these out of what is stored again."""
+        self._erase(store, session, tenant, sorted({number // _PAGE for number in self.flags}))
+
+    def _erase(self, store: ConversationStore, session: str, tenant: str | None, pages: Sequence[int]) -> None:
+        for page in pages:
+            store.update_state(session, f"{_STATE}{page}", partial(self._without, page), tenant=tenant)
+
+    def _with(self, page: int, data: bytes | None) -> bytes:
         stored = json.loads(data) if data else {}
-        for name, values in (("flags", self.flags), ("changes", self.changes)):
-            held = stored.setdefault(name, {})
-            for number, value in values.items():
-                if number // _PAGE == page and not (value == _HIDDEN and str(number % _PAGE) in held):
-                    held[str(number % _PAGE)] = value
+        flags, changes = stored.setdefault("flags", {}), stored.setdefault("changes", {})
+        for number, flag in self._on(page, self.flags):
+            if flag == _CLAIMED and flags.get(number) == _CLAIMED:
+                raise _TakenError
+            if flag == _CLAIMED or number not in flags:
+                flags[number] = flag
+        changes.update(self._on(page, self.changes))
         return json.dumps(stored, separators=(",", ":")).encode()
+
+    def _without(self, page: int, data: bytes | None) -> bytes:
+        stored = json.loads(data) if data else {}
+        for number, _ in self._on(page, self.flags):
+            for held in stored.values():
+                held.pop(number, None)
+        return json.dumps(stored, separators=(",", ":")).encode()
+
+    @staticmethod
+    def _on(page: int, values: Mapping[int, Any]) -> list[tuple[str, Any]]:
+        """What belongs on a page, by place on it."""
+        return [(str(number % _PAGE), value) for number, value in values.items() if number // _PAGE == page]
+
+
+class _TakenError(Exception):
+    """Somebody else has claimed a turn in the meantime."""
 
 
 def belongs(turn: Turn, claims: Claims, *, in_use: bool) -> bool:
@@ -261,8 +292,8 @@ def given_before(batch: Sequence[BaseMessage], reads: Iterable[Sequence[int]], t
     return 0
 
 
-def in_order(batch: Sequence[BaseMessage], found: Mapping[int, Turn]) -> Iterable[tuple[BaseMessage, int | None]]:
-    """The messages that are still to be stored, each with the turn that it belongs before, if it does."""
-    for position, message in enumerate(batch):
+def in_order(count: int, found: Mapping[int, Turn]) -> Iterable[tuple[int, int | None]]:
+    """Positions of the messages that are still to be stored, each with the turn that it belongs before, if it does."""
+    for position in range(count):
         if position not in found:
-            yield message, next((turn.number for at, turn in found.items() if at > position), None)
+            yield position, next((turn.number for at, turn in found.items() if at > position), None)
