@@ -253,15 +253,6 @@ class ConversationStore:
         data = blocks.to_json(blocks.plain_copy(metadata, "metadata"), "metadata")
         self._ledger(session).set_profile(session, tenant, self._clock(), metadata=data)
 
-    def get_state(self, session: str, name: str, *, tenant: str | None = None) -> bytes | None:
-        """Bytes that a wing keeps with the session, or None."""
-        ledger = self._ledger(session)
-        return ledger.steady(lambda: ledger.get_state(session, name, tenant))
-
-    def put_state(self, session: str, name: str, data: bytes, *, tenant: str | None = None) -> None:
-        """Keep bytes with the session; durable when it returns, forgotten with the session."""
-        self._ledger(session).put_state(session, name, data, tenant, self._clock())
-
     def update_state(
         self, session: str, name: str, change: Callable[[bytes | None], bytes], *, tenant: str | None = None
     ) -> bytes:
@@ -281,6 +272,15 @@ class ConversationStore:
             data = change(ledger.get_state(session, name, tenant))
             ledger.put_state(session, name, data, tenant, self._clock())
         return data
+
+    def get_state(self, session: str, name: str, *, tenant: str | None = None) -> bytes | None:
+        """Bytes that a wing keeps with the session, or None."""
+        ledger = self._ledger(session)
+        return ledger.steady(lambda: ledger.get_state(session, name, tenant))
+
+    def put_state(self, session: str, name: str, data: bytes, *, tenant: str | None = None) -> None:
+        """Keep bytes with the session; durable when it returns, forgotten with the session."""
+        self._ledger(session).put_state(session, name, data, tenant, self._clock())
 
     def stats(self) -> StoreStats:
         """What happened in this process since the store was opened, and what is held now."""
