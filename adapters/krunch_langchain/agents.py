@@ -47,7 +47,7 @@ class KrunchToolResults:
     min_characters: int = 2000
 
 
-class KrunchMiddleware(AgentMiddleware[Any, Any, Any]):
+class KrunchMiddleware(AgentMiddleware):  # without its parameters, whose number has changed
     """Compresses the requests of an agent and records its conversation. The last of the list, so that it is innermost.
 
     - The model of each request is replaced by a `KrunchChatModel` around it. The state keeps plain messages, and so

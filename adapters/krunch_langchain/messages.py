@@ -44,7 +44,15 @@ METADATA_KEY = "langchain"
 TEXT_FIELDS = ("refusal", "reasoning_content", "reasoning")
 """Fields beside `content` that hold a model's text. LangChain keeps them in `additional_kwargs`."""
 
-_ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "function"}
+_ROLES = {
+    "human": "user",
+    "HumanMessageChunk": "user",
+    "ai": "assistant",
+    "AIMessageChunk": "assistant",
+    "ToolMessageChunk": "tool",
+    "FunctionMessageChunk": "function",
+}
+"""By `BaseMessage.type`; the others are called by their own."""
 _OWN = frozenset({"role", "content", "name", "id", "tool_calls", "tool_call_id"})
 """Keys of an OpenAI message that have a place of their own in a LangChain message."""
 
@@ -56,8 +64,7 @@ def openai_form(message: BaseMessage) -> Message:
     the name: an agent gives it to the reply afterwards. Images, audio and files have OpenAI's form; blocks that OpenAI
     does not know stand as they are.
     """
-    kind = message.type.removesuffix("MessageChunk").lower()
-    form: Message = {"role": _role(message, kind), "content": openai_parts(message)}
+    form: Message = {"role": _role(message), "content": openai_parts(message)}
     if isinstance(message, ToolMessage):
         form["tool_call_id"] = message.tool_call_id
     if not isinstance(message, AIMessage):
@@ -205,12 +212,12 @@ class LazyMetadata(Sequence[Mapping[str, Any] | None]):
             return None
 
 
-def _role(message: BaseMessage, kind: str) -> str:
+def _role(message: BaseMessage) -> str:
     if isinstance(message, ChatMessage):
         return message.role
-    if kind == "system":
+    if isinstance(message, SystemMessage):
         return str(message.additional_kwargs.get("__openai_role__", "system"))
-    return _ROLES.get(kind, kind)
+    return _ROLES.get(message.type, message.type)
 
 
 def _new_extra(message: AIMessage, before: Message, after: Message) -> dict[str, Any]:

@@ -37,7 +37,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 def fold(
     segments: list[Segment],
     shapes: ShapeBook,
-    allocate: Callable[[], int],
+    numbers: Iterator[int] | None,
     count: Callable[[str], int],
     *,
     ditto: bool = False,
@@ -47,7 +47,7 @@ def fold(
     Args:
         segments: the text. Its marks stay where they are; none of them may be a number or a style.
         shapes: those that are defined before this text. Not changed.
-        allocate: gives a fresh number, for a shape that the text defines.
+        numbers: fresh ones, for shapes that the text defines; None: it may define none.
         count: real tokens of a string.
         ditto: values that repeat the object before them may be replaced by a sign: smaller, and harder to read.
 
@@ -55,7 +55,7 @@ def fold(
         The new segments, and the shapes that they define, for `shapes` once the text is sent.
     """
     out: list[Segment] = []
-    folder = _Folder(shapes, allocate, count, Writer(ditto=ditto))
+    folder = _Folder(shapes, numbers, count, Writer(ditto=ditto))
     for segment in segments:
         if isinstance(segment, Mark):
             out.append(segment)
@@ -101,12 +101,12 @@ class _Known:
 class _Folder:
     """Folds one text, literal by literal."""
 
-    __slots__ = ("_allocate", "_count", "_known", "_writer")
+    __slots__ = ("_count", "_known", "_numbers", "_writer")
 
     def __init__(
-        self, shapes: ShapeBook, allocate: Callable[[], int], count: Callable[[str], int], writer: Writer
+        self, shapes: ShapeBook, numbers: Iterator[int] | None, count: Callable[[str], int], writer: Writer
     ) -> None:
-        self._known, self._allocate, self._count, self._writer = _Known(shapes), allocate, count, writer
+        self._known, self._numbers, self._count, self._writer = _Known(shapes), numbers, count, writer
 
     @property
     def defined(self) -> list[_Shape]:
@@ -136,11 +136,11 @@ class _Folder:
             return [*marks, body] if self._gain(before, *marks, body) > 0 else []
         place = Place()
         body = self._writer.write(found.value, place)
-        defined = define(found.style.name, found.value, place)
+        defined = None if self._numbers is None else define(found.style.name, found.value, place)
         styled = [] if found.style is DEFAULT else [style]
         # A number costs two tokens now and saves all the keys when such a value comes again, as results of tools do.
-        if defined is not None and self._gain(before, *styled, numbered(99), body) > 0:
-            number = self._allocate()
+        if self._numbers is not None and defined is not None and self._gain(before, *styled, numbered(99), body) > 0:
+            number = next(self._numbers)
             self._known.define(number, defined)
             return [*styled, Mark(numbered(number)), body]
         return [style, body] if self._gain(before, style, body) >= MIN_GAIN else []

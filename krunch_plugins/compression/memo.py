@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from krunch_plugins.compression import legend
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Container, Iterable, Sequence
 
     from krunch_plugins.compression.encoder import EncodedMessage
     from krunch_plugins.turns import Message
@@ -38,19 +38,30 @@ def root(facts: Iterable[str | None]) -> Key:
     return digest.digest()
 
 
-def keys(messages: Iterable[Message], before: Key) -> list[Key]:
-    """The key of each message, in order."""
+def keys(messages: Iterable[Message], before: Key, no_definitions: Container[int] = ()) -> list[Key]:
+    """The key of each message, in order; `no_definitions` are the positions of those that define nothing."""
     out: list[Key] = []
-    for message in messages:
-        parts = [str(message.get("role", "")), *legend.texts(message)]
-        data = [part.encode("utf-8", "surrogatepass") for part in parts]
-        # Names in arguments are not told from texts by how they read, only by how many texts there are before them.
-        names = {name for text in legend.arguments(message) for name in legend.literal_names(text)}
-        data += (name.encode() for name in sorted(names))
-        lengths = b"%d:" % len(parts) + b",".join(b"%d" % len(part) for part in data)
-        before = blake2b(b"".join((before, lengths, b";", *data)), digest_size=16).digest()
+    for index, message in enumerate(messages):
+        how = b"-" if index in no_definitions else b";"
+        role, content = message.get("role"), message.get("content")
+        if type(content) is str and type(role) is str and not message.get("tool_calls"):  # as most are
+            first, second = role.encode("utf-8", "surrogatepass"), content.encode("utf-8", "surrogatepass")
+            data = b"%b2:%d,%d%b%b%b" % (before, len(first), len(second), how, first, second)
+        else:
+            data = b"".join((before, *_facts(message, how)))
+        before = blake2b(data, digest_size=16).digest()
         out.append(before)
     return out
+
+
+def _facts(message: Message, how: bytes) -> list[bytes]:
+    """What a message's encoding depends on, with the lengths of its parts in front."""
+    parts = [str(message.get("role", "")), *legend.texts(message)]
+    data = [part.encode("utf-8", "surrogatepass") for part in parts]
+    # Names in arguments are not told from texts by how they read, only by how many texts there are before them.
+    names = {name for text in legend.arguments(message) for name in legend.literal_names(text)}
+    data += (name.encode() for name in sorted(names))
+    return [b"%d:" % len(parts), b",".join(b"%d" % len(part) for part in data), how, *data]
 
 
 class _Line:

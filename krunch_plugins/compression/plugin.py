@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from krunch_plugins import tokens
@@ -36,6 +37,7 @@ class _Work(NamedTuple):
     encoder: Encoder
     literals: frozenset[str]
     owner: memo.Owner
+    no_definitions: frozenset[int]
 
 
 class CompressionPlugin:
@@ -128,11 +130,10 @@ class CompressionPlugin:
         minimum = cost.cache_minimum(exchange.model, self._settings)
         # Two models with one tokenizer share what was sent before, unless it depends on the model.
         options = self._options._replace(cache_minimum=minimum if self._options.cache_floor != "nothing" else 0)
-        roles = sorted(options.roles)  # a set's own order depends on the hash seed
-        facts = [tokenizer.name, repr((roles, options._replace(roles=frozenset())))]
-        root = memo.root([*facts, exchange.tenant, exchange.session, *sorted(literals)])
-        keys = memo.keys(exchange.messages, root)
-        work = _Work(Encoder(tokenizer, options), literals, (exchange.tenant, exchange.session))
+        root = memo.root([tokenizer.name, _named(options), exchange.tenant, exchange.session, *sorted(literals)])
+        keys = memo.keys(exchange.messages, root, exchange.no_definitions)
+        owner = (exchange.tenant, exchange.session)
+        work = _Work(Encoder(tokenizer, options), literals, owner, exchange.no_definitions)
         point, rebase = self._rebase_point(exchange, keys)
         if point:
             keys, encoded = self._encode_rebased(exchange.messages, keys, point, work)
@@ -155,6 +156,8 @@ class CompressionPlugin:
 
     def _rebase_point(self, exchange: Exchange, keys: list[memo.Key]) -> tuple[int, Rebase]:
         """How many messages are encoded at once, and whether this request is the one that rewrites them."""
+        if exchange.no_definitions:  # encoded at once, they would share definitions with all others
+            return 0, "never"
         if self._settings.rebase == "always":
             return len(keys), "always"
         if self._cold is None or exchange.session is None or not keys:
@@ -183,7 +186,7 @@ class CompressionPlugin:
                 encoded = whole
         if len(encoded) < len(messages):
             start = len(encoded)
-            encoded = encoded + self._encode(messages[start:], start, encoded[-1].state, work.encoder)
+            encoded = encoded + self._encode(messages[start:], start, encoded[-1].state, work)
         if not always:
             new = list(zip(own, encoded, strict=True))[known:]
             self._memo.add(own[known - 1] if known else None, new, work.owner)
@@ -195,12 +198,12 @@ class CompressionPlugin:
         known = len(encoded)
         if known < len(keys):
             state = encoded[-1].state if encoded else State.empty(work.literals)
-            encoded += self._encode(messages[known:], known, state, work.encoder)
+            encoded += self._encode(messages[known:], known, state, work)
             new = list(zip(keys, encoded, strict=True))[known:]
             self._memo.add(keys[known - 1] if known else None, new, work.owner)
         return encoded
 
-    def _encode(self, messages: list[Message], start: int, state: State, work: Encoder) -> list[EncodedMessage]:
+    def _encode(self, messages: list[Message], start: int, state: State, work: _Work) -> list[EncodedMessage]:
         """Encode the messages that come after `state`."""
         if not state.claim():
             state = state.own()
@@ -208,12 +211,12 @@ class CompressionPlugin:
         try:
             for index, message in enumerate(messages, start):
                 try:
-                    done = work.encode(message, index, state)
+                    done = work.encoder.encode(message, index, state, defines=index not in work.no_definitions)
                 except Exception as error:  # noqa: BLE001 - a request fails open
                     log.error("compressing message %d failed with %s", index, type(error).__name__)  # noqa: TRY400 - no text
                     broken, state = state, state.own()  # the dictionary may hold half of what the message defines
                     broken.release()
-                    done = encoder.plain(message, index, state, work.options)
+                    done = encoder.plain(message, index, state, work.encoder.options)
                 out.append(done)
                 state = done.state
         finally:
@@ -234,6 +237,13 @@ class CompressionPlugin:
                 self._tools.clear()
             seen = self._tools[key] = (tokenizer.count(text), frozenset(legend.literal_names(text)))
         return seen
+
+
+@lru_cache(maxsize=64)
+def _named(options: Options) -> str:
+    """The options as text, the same in every process."""
+    roles = sorted(options.roles)  # a set's own order depends on the hash seed
+    return repr((roles, options._replace(roles=frozenset())))
 
 
 def _name(exchange: Exchange, keys: Sequence[memo.Key]) -> Name:

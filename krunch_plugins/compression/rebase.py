@@ -162,9 +162,7 @@ def encode_whole(
     names = (legend.literal_names(text) for one in messages for text in chain(legend.texts(one), legend.arguments(one)))
     state = State.empty(literals.union(*names))
     numbers = state.numbers()
-    prepared = [
-        [_prepare(text, one, state, numbers.__next__, encoder) for text in legend.texts(one)] for one in messages
-    ]
+    prepared = [[_prepare(text, one, state, numbers, encoder) for text in legend.texts(one)] for one in messages]
     pieces, phrases = _mine(prepared, state, numbers, encoder)
     state.dictionary.extend(phrases.values())
     state.known = len(state.dictionary.definitions)
@@ -192,16 +190,16 @@ def encode_whole(
     return out
 
 
-def _prepare(text: str, message: Message, state: State, allocate: Callable[[], int], encoder: Encoder) -> _Text:
+def _prepare(text: str, message: Message, state: State, numbers: Iterator[int], encoder: Encoder) -> _Text:
     """All stages but phrases, with what the texts before have defined."""
     dictionary, count = state.dictionary, encoder.tokenizer.count
     tokens = count(text)
     if message.get("role", "") not in encoder.options.roles or tokens < encoder.options.min_tokens:
         dictionary.lines.add_text(text)
         return _Text(text, tokens, None, [])
-    segments = repeats.refer(text, dictionary.lines, count)
-    segments, shapes = folds.fold(segments, dictionary.shapes, allocate, count)
-    segments, forms = templates.extract(segments, dictionary.templates, allocate, count)
+    segments = repeats.refer(text, dictionary.lines, count, brief=encoder.brief)
+    segments, shapes = folds.fold(segments, dictionary.shapes, numbers, count)
+    segments, forms = templates.extract(segments, dictionary.templates, numbers, count)
     added: list[Definition] = [*(Shape(*shape) for shape in shapes), *forms]
     dictionary.extend(added)
     # No literal anywhere is a name here, so nothing but structure has to be escaped.

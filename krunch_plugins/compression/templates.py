@@ -32,7 +32,7 @@ from krunch_plugins.compression.template_mining import mine, mine_record
 from krunch_plugins.compression.template_records import records
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 SLOT = "{}"
 BREAK = "\\n"
@@ -145,8 +145,8 @@ class TemplateBook:
         by_word = self._by_word
         best: _Row | None = None
         most = 0
-        for word in line.words if by_word else ():
-            for form in by_word.get(bare(word), ())[:_TRIED]:
+        for word in [word for word in line.bare_words if word in by_word] if by_word else ():
+            for form in by_word[word][:_TRIED]:
                 if form.characters <= most:
                     break
                 if place + form.span > stop or not line.text.startswith(form.start):
@@ -160,14 +160,14 @@ class TemplateBook:
 
 
 def extract(
-    segments: list[Segment], book: TemplateBook, allocate: Callable[[], int], count: Callable[[str], int]
+    segments: list[Segment], book: TemplateBook, numbers: Iterator[int] | None, count: Callable[[str], int]
 ) -> tuple[list[Segment], list[Template]]:
     """Write lines of one form as rows of templates.
 
     Args:
         segments: a text; literals are rewritten, marks stay where they are.
         book: templates defined in earlier texts. Not changed.
-        allocate: gives a fresh number.
+        numbers: fresh ones, for new templates; None: only known ones are used.
         count: real tokens of a string.
 
     Returns:
@@ -186,11 +186,12 @@ def extract(
         # A line that a mark of another stage is part of is not a line.
         start = 1 if index else 0
         stop = len(lines) - (1 if index + 1 < len(segments) else 0)
-        text = _Text(lines, (book, fresh), allocate, count)
+        text = _Text(lines, (book, fresh), numbers, count)
         text.look(start, stop)
         written = _write(lines, text.rows)
         legend = "".join(template.line for template in text.added)
-        if not text.rows or count(legend + "".join(written)) >= count(segment):
+        # Counted apart: what is counted here as it is will be counted again, as it is, and is remembered.
+        if not text.rows or count(legend) + count("".join(written)) >= count(segment):
             out.append(segment)
             continue
         for template in text.added:
@@ -238,10 +239,10 @@ class _Text:
         self,
         lines: list[str],
         books: tuple[TemplateBook, ...],
-        allocate: Callable[[], int],
+        numbers: Iterator[int] | None,
         count: Callable[[str], int],
     ) -> None:
-        self._lines, self._allocate, self._count = lines, allocate, count
+        self._lines, self._numbers, self._count = lines, numbers, count
         self._recent = TemplateBook()
         self._books = (self._recent, *books)
         self.rows: dict[int, _Row] = {}
@@ -275,7 +276,7 @@ class _Text:
 
     def _mine(self, window: dict[int, Line]) -> None:
         """Find new templates in lines that no known one fits, by their place."""
-        if len(window) < MIN_LINES:
+        if len(window) < MIN_LINES or self._numbers is None:
             return
         left = dict(window)
         for found in records(self._lines, list(window)):
@@ -297,7 +298,8 @@ class _Text:
         separator = _separator(list(rows.values()), self._count)
         if len(rows) < MIN_LINES or separator is None:
             return []
-        template = Template(self._allocate(), separator, SLOT.join(constants).replace("\n", BREAK))
+        assert self._numbers is not None, "nothing is mined where nothing may be defined"
+        template = Template(next(self._numbers), separator, SLOT.join(constants).replace("\n", BREAK))
         self._recent.add(template)
         self.added.append(template)
         self.rows.update((place, _Row(template, values, span)) for place, values in rows.items())

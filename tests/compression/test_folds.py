@@ -51,7 +51,7 @@ class Conversation:
     def send(self, *segments: Segment) -> str:
         """Send a text; it must arrive as it was. Returns what was sent."""
         given = list(segments)
-        sent, defined = fold(given, self.sender, lambda: next(self._numbers), self._count, ditto=self._ditto)
+        sent, defined = fold(given, self.sender, self._numbers, self._count, ditto=self._ditto)
         received, recovered = unfold(sent, self.receiver)
 
         assert given == list(segments)
@@ -185,7 +185,7 @@ def test_texts_made_of_what_was_sent_arrive(found: list[Any], data: st.DataObjec
 def test_what_is_no_folded_value_is_left_alone(segments: list[Segment]) -> None:
     """Unfolding never fails: what cannot be read, in a text that nobody folded, stays as it is."""
     shapes = ShapeBook()
-    shapes.add(1, fold([json.dumps(USER)], ShapeBook(), lambda: 1, tokens)[1][0][1])
+    shapes.add(1, fold([json.dumps(USER)], ShapeBook(), iter([1]), tokens)[1][0][1])
     before = [segment for segment in segments if not isinstance(segment, Mark)]
     out, _ = unfold(segments, shapes)
 
@@ -345,15 +345,15 @@ def test_shapes_too_large_are_not_defined() -> None:
 def test_a_book_made_again_from_its_shapes_folds_alike() -> None:
     """Shapes are all the state there is: a new book with the same shapes added gives the same text."""
     book, again = ShapeBook(), ShapeBook()
-    _, defined = fold([json.dumps(USER) + RECORDS], book, numbers(1).__next__, tokens)
+    _, defined = fold([json.dumps(USER) + RECORDS], book, numbers(1), tokens)
     for number, keys in defined:
         book.add(number, keys)
         again.add(number, keys)
     later = [json.dumps(USER | {"id": "x"}), Mark(f"{MARK}[1 line: a]"), RECORDS]
 
     assert [number for number, _ in defined] == [1, 2]
-    assert fold(later, book, numbers(3).__next__, tokens) == fold(later, again, numbers(3).__next__, tokens)
-    assert fold(later, book, numbers(3).__next__, tokens)[1] == []
+    assert fold(later, book, numbers(3), tokens) == fold(later, again, numbers(3), tokens)
+    assert fold(later, book, numbers(3), tokens)[1] == []
 
 
 def test_a_folded_value_is_read_without_its_shape_as_text() -> None:
@@ -368,6 +368,6 @@ def test_a_folded_value_is_read_without_its_shape_as_text() -> None:
 @given(st.integers(1, 10**6))
 def test_no_digit_follows_a_number(number: int) -> None:
     """A symbol is always followed by a bracket, so its number cannot run into what comes after it."""
-    sent, _ = fold([json.dumps(USER) + "7"], ShapeBook(), lambda: number, tokens)
+    sent, _ = fold([json.dumps(USER) + "7"], ShapeBook(), iter([number, number + 1]), tokens)
 
     assert re.match(rf"{MARK}{number}[\[{{(]", "".join(sent))

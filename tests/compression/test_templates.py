@@ -40,7 +40,7 @@ def encode(
 ) -> tuple[list[Segment], list[Template]]:
     """`extract` with numbers from `first` on."""
     fresh = numbers(first)
-    return extract(segments, book or TemplateBook(), lambda: next(fresh), tokens)
+    return extract(segments, book or TemplateBook(), fresh, tokens)
 
 
 def decode(segments: list[Segment], added: list[Template], book: TemplateBook | None = None) -> list[Segment]:
@@ -224,7 +224,7 @@ def test_the_same_bytes_with_another_hash_seed() -> None:
         "from krunch_plugins.compression.templates import TemplateBook, extract\n"
         "from krunch_plugins.tokens import load\n"
         "fresh = count(1)\n"
-        "done = extract([json.load(sys.stdin)], TemplateBook(), lambda: next(fresh), load('o200k_base').count)\n"
+        "done = extract([json.load(sys.stdin)], TemplateBook(), fresh, load('o200k_base').count)\n"
         "print(json.dumps(done))\n"
     )
     text = interleaved(300, seed=5)

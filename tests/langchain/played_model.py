@@ -21,6 +21,10 @@ STORY = "; ".join(
 SETTINGS = Settings(min_tokens=0)
 
 
+READER = Krunch(SETTINGS)
+"""Somebody else, who knows no session."""
+
+
 class Padding:
     """A plugin that puts the story behind what the user says last, so that there is something to compress."""
 
@@ -81,10 +85,9 @@ class PlayedModel:
 def definitions(body: dict[str, Any]) -> dict[str, str]:
     """What a request defines, symbols and the texts they stand for; nothing if it is not compressed.
 
-    The request says it all: what it restores to, compressed anew, is the request.
+    The request says it all: what it restores to, compressed by somebody else, is the request.
     """
-    with Krunch(SETTINGS) as reader:
-        exchange = reader.prepare(restore(body["messages"]), model="gpt-4o", tools=body.get("tools"))
+    exchange = READER.prepare(restore(body["messages"]), model="gpt-4o", tools=body.get("tools"))
     return dict(exchange.symbols) if exchange.messages == body["messages"] else {}
 
 

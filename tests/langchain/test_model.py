@@ -11,7 +11,7 @@ import pytest
 from krunch_langchain import KrunchChatModel, krunchify
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, get_usage_metadata_callback
-from langchain_core.language_models import GenericFakeChatModel
+from langchain_core.language_models import BaseChatModel, GenericFakeChatModel
 from langchain_core.load import dumps
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.output_parsers import StrOutputParser
@@ -74,6 +74,8 @@ WAYS: dict[str, Any] = {
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_call_it(way: str, serving: Serving) -> None:
     """However it is called, less is sent, the caller reads what the model means, and the session has both turns."""
+    if "v3" in way and not hasattr(BaseChatModel, "stream_events"):
+        pytest.skip("events v3 came with langchain-core 1.4")
     text = WAYS[way](serving.wrapped(), {"configurable": {"session_id": "s"}})
 
     assert text == serving.plain
@@ -264,7 +266,7 @@ def test_it_says_of_itself_what_the_model_inside_says(serving: Serving) -> None:
     assert (model.model_name, model.temperature) == ("gpt-4o", 0.3)
     assert model._llm_type == bare._llm_type
     assert model._get_ls_params() == bare._get_ls_params()
-    assert model.asdict() == bare.asdict()
+    assert model._get_invocation_params() == bare._get_invocation_params()
     assert model.get_num_tokens(STORY) == bare.get_num_tokens(STORY)
     assert model.get_num_tokens_from_messages([HumanMessage(STORY)]) == bare.get_num_tokens_from_messages(
         [HumanMessage(STORY)]
