@@ -244,18 +244,23 @@ def message_of(turn: Turn, claims: Claims) -> BaseMessage:
     if not changes:
         return message
     whole = message_to_dict(message)
-    data = {**whole["data"], **from_json_value(dict(changes["set"]))}
-    for name in changes.get("unset", ()):
-        data.pop(name, None)
+    data = {**whole["data"], **from_json_value(dict(changes))}
     return messages_from_dict([{"type": whole["type"], "data": data}])[0]
 
 
-def _changes(turn: Turn, message: BaseMessage) -> dict[str, Any] | None:
-    """How to make of a recorded message the one that LangChain handed over; None if they are equal."""
+def _changes(turn: Turn, message: BaseMessage) -> dict[str, Any]:
+    """The fields of the message that LangChain handed over which differ from the recorded one's.
+
+    Empty ones do not count: a chain that ends in a parser hands over the text alone, and the recorded message knows more.
+    """
     recorded, handed = message_to_dict(from_turn(turn))["data"], message_to_dict(message)["data"]
-    changed = {name: value for name, value in handed.items() if name not in recorded or recorded[name] != value}
-    gone = [name for name in recorded if name not in handed]
-    return {"set": to_json_value(changed), "unset": gone} if changed or gone else None
+    changed = {
+        name: value
+        for name, value in handed.items()
+        if (name not in recorded or recorded[name] != value) and (value or name == "content")
+    }
+    stored: dict[str, Any] = to_json_value(changed)
+    return stored
 
 
 def _facts(turn: Turn) -> tuple[str, str | None, str]:
