@@ -9,6 +9,9 @@
     from krunch_langchain import KrunchChatMessageHistory, KrunchMemory, KrunchRetriever    # a conversation's memory
     from krunch_langchain import KrunchSaver, KrunchStore    # LangGraph's checkpoints and long-term memory
 
+    from krunch_langchain import LangChainEmbedder
+    Krunch(settings, embedder=LangChainEmbedder(OpenAIEmbeddings()))    # for the search of old turns
+
 LangChain itself is imported when one of these names is first used. `KrunchMiddleware` needs the extra `agents`,
 `KrunchSaver` and `KrunchStore` need `langgraph`, the rest `langchain`.
 """
@@ -23,6 +26,7 @@ from krunch_plugins.errors import MissingExtra
 if TYPE_CHECKING:
     from krunch_langchain.agents import KrunchMiddleware, KrunchToolResults
     from krunch_langchain.byte_store import KrunchByteStore
+    from krunch_langchain.embeddings import LangChainEmbedder
     from krunch_langchain.history import KrunchChatMessageHistory
     from krunch_langchain.item_store import KrunchStore
     from krunch_langchain.memory import KrunchMemory
@@ -41,6 +45,7 @@ __all__ = [
     "KrunchSaver",
     "KrunchStore",
     "KrunchToolResults",
+    "LangChainEmbedder",
     "from_openai",
     "from_turn",
     "krunchify",
@@ -58,6 +63,7 @@ _HOME = {
     "KrunchSaver": "saver",
     "KrunchStore": "item_store",
     "KrunchToolResults": "agents",
+    "LangChainEmbedder": "embeddings",
     "from_openai": "messages",
     "from_turn": "messages",
     "krunchify": "model",
