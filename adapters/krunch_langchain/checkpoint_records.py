@@ -191,10 +191,10 @@ class Values:
 
     def copy_from(self, other: Values, number: int, base: int, added: list[Added]) -> int:
         """The number here of a value that has another one there."""
-        value = other._values[number]  # noqa: SLF001 - of its own class
+        value = other._values[number]
         if value.kind != _LIST:
             return self._data(value.kind, value.data, added)
-        items = tuple(self.copy_from(other, item, -1, added) for item in other._items[number])  # noqa: SLF001
+        items = tuple(self.copy_from(other, item, -1, added) for item in other._items[number])
         return self._list(items, base, added)
 
     def _data(self, kind: str, data: bytes, added: list[Added]) -> int:

@@ -149,8 +149,9 @@ class KrunchChatMessageHistory(BaseChatMessageHistory):
         noted, found = Claims(), {}
         if any(MARK not in turn.metadata for turn in turns):
             claims = Claims.read(self.store, self.session_id, self.tenant, range(start, stop))
-            found = match(batch, turns, claims, self._since(batch, stop))
-            noted = claim(batch, found, turns, claims)
+            since = self._since(batch, stop)
+            found = match(batch, turns, claims, since)
+            noted = claim(batch, found, turns, claims, since)
             if not noted.write(self.store, self.session_id, self.tenant):
                 return False
         at = self.store.now()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from krunch_plugins import ConversationStore, Turn
 
 MARK = "history"
-"""Key in the metadata of turns that a history itself stored; holds `{"before": number}` where it belongs before others."""
+"""Key in the metadata of turns that a history stored: a dict, with `before` where the turn belongs before another."""
 
 _STATE = "langchain.history."
 _PAGE = 64
@@ -193,19 +193,28 @@ def _worded(batch: Sequence[BaseMessage], known: Sequence[_Known], found: dict[i
     for position in reversed(range(len(batch) - 1)):
         if position in found or position + 1 not in found or batch[position].type != "human":
             continue
-        index = places.get(found[position + 1].number - 1)
-        if index is not None and known[index][1] == "human" and METADATA_KEY in known[index][0].metadata:
+        number = found[position + 1].number - 1
+        index = places.get(number)
+        if index is None or any(turn.number == number for turn in found.values()):
+            continue
+        if known[index][1] == "human" and METADATA_KEY in known[index][0].metadata:
             found[position] = known[index][0]
 
 
-def claim(batch: Sequence[BaseMessage], found: Mapping[int, Turn], turns: Sequence[Turn], claims: Claims) -> Claims:
-    """What to note down: the claims, and what stood around them in the same exchanges and is none of the history."""
+def claim(
+    batch: Sequence[BaseMessage], found: Mapping[int, Turn], turns: Sequence[Turn], claims: Claims, since: int
+) -> Claims:
+    """What to note down: the claims, and what stood around them in the same exchanges and is none of the history.
+
+    That is what a LangChain adapter recorded, or what came after the history was read; what a program stored before that
+    stays part of it.
+    """
     noted = Claims()
-    for position, turn in found.items():
-        noted.flags[turn.number] = _CLAIMED
-        changes = _changes(turn, batch[position])
+    for position, taken in found.items():
+        noted.flags[taken.number] = _CLAIMED
+        changes = _changes(taken, batch[position])
         if changes:
-            noted.changes[turn.number] = changes
+            noted.changes[taken.number] = changes
     if not found:
         return noted
     numbers = [turn.number for turn in found.values()]
@@ -214,10 +223,11 @@ def claim(batch: Sequence[BaseMessage], found: Mapping[int, Turn], turns: Sequen
         turn = by_number.get(number)
         if number in noted.flags:
             continue
-        taken = turn is None or MARK in turn.metadata or number in claims.flags
-        if number < min(numbers) and (taken or _is_reply(turn)):
+        other = turn is None or MARK in turn.metadata or number in claims.flags
+        other = other or (turn is not None and number < since and METADATA_KEY not in turn.metadata)
+        if number < min(numbers) and (other or _is_reply(turn)):
             break  # the end of an earlier exchange
-        if not taken:
+        if not other:
             noted.flags[number] = _HIDDEN
     return noted
 
@@ -251,7 +261,7 @@ def message_of(turn: Turn, claims: Claims) -> BaseMessage:
 def _changes(turn: Turn, message: BaseMessage) -> dict[str, Any]:
     """The fields of the message that LangChain handed over which differ from the recorded one's.
 
-    Empty ones do not count: a chain that ends in a parser hands over the text alone, and the recorded message knows more.
+    Empty ones do not count: a chain that ends in a parser hands over the text alone, and what was recorded says more.
     """
     recorded, handed = message_to_dict(from_turn(turn))["data"], message_to_dict(message)["data"]
     changed = {

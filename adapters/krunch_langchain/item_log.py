@@ -127,7 +127,7 @@ class ItemLog:
                 self._tidy()
 
     def touch(self, keys: Iterable[str]) -> None:
-        """Let items live on for their time to live from now. Not written down where it changes less than a hundredth."""
+        """Let items live on for their time to live, from now. A change of less than a hundredth is not written down."""
         with self._lock:
             now = self._store.now()
             turns = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +34,7 @@ from krunch_langchain.namespaces import Namespace, Namespaces
 from krunch_langchain.shared import krunch_and_store, krunch_of, place_of, shared_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from krunch_plugins import ConversationStore, Krunch
 
@@ -134,7 +133,7 @@ class KrunchStore(BaseStore):
             if isinstance(op, PutOp):
                 work.puts[op.namespace, op.key] = op  # of several for one key, the last counts
             elif not isinstance(op, (GetOp, SearchOp, ListNamespacesOp)):
-                raise ValueError(f"KrunchStore knows no operation {type(op).__name__}")
+                raise TypeError(f"KrunchStore knows no operation {type(op).__name__}")
         work.fields.update((place, self._texts_of(op)) for place, op in work.puts.items())
         return work
 

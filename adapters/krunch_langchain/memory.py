@@ -72,12 +72,12 @@ class KrunchMemory(Runnable[Any, list[BaseMessage]]):
             return []
         return [ConfigurableFieldSpec(id=_SESSION_FIELDS[0], annotation=str, name="Session ID", is_shared=True)]
 
-    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> list[BaseMessage]:  # noqa: A002, ANN401 - LangChain's signature
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> list[BaseMessage]:  # noqa: A002, ANN401, ARG002 - LangChain's signature
         """The messages for a chain's input: a text, messages, or a dict with one of them."""
         session = self._session(config)
         return self._call_with_config(lambda given: self.load(self._question(given), session=session), input, config)
 
-    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> list[BaseMessage]:  # noqa: A002, ANN401 - LangChain's signature
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> list[BaseMessage]:  # noqa: A002, ANN401, ARG002 - LangChain's signature
         """`invoke`, in a worker thread."""
         session = self._session(config)
 
@@ -148,7 +148,7 @@ class KrunchMemory(Runnable[Any, list[BaseMessage]]):
         if head:
             claims.merge(Claims.read(self.store, session, self.tenant, head))
         found: list[BaseMessage] = []
-        at = len(turns)
+        at, in_use = len(turns), claims.in_use(turns)
         for message in reversed(context):
             place = next((index for index in reversed(range(at)) if turns[index].message == message), None)
             if place is None:
@@ -156,7 +156,7 @@ class KrunchMemory(Runnable[Any, list[BaseMessage]]):
                 continue
             at = place
             turn: Turn = turns[place]
-            if belongs(turn, claims, in_use=claims.in_use(turns)):
+            if belongs(turn, claims, in_use=in_use):
                 found.append(message_of(turn, claims))
         return found[::-1]
 

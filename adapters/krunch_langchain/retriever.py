@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
 from krunch_langchain.messages import from_turn
 from krunch_langchain.shared import krunch_and_store
-from krunch_plugins import ConversationStore, Krunch
+from krunch_plugins import ConversationStore, Krunch  # noqa: TC001 - pydantic reads the annotations
 
 if TYPE_CHECKING:
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
@@ -72,12 +72,20 @@ class KrunchRetriever(BaseRetriever):
         self._krunch, _ = krunch_and_store(self.krunch, self.store)
 
     def _get_relevant_documents(
-        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,  # noqa: ARG002 - LangChain's signature
+        **kwargs: Any,  # noqa: ANN401 - the filters
     ) -> list[Document]:
         return [_document(hit) for hit in self._krunch.search(query, tenant=self.tenant, **self._narrowed(kwargs))]
 
     async def _aget_relevant_documents(
-        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,  # noqa: ARG002 - as above
+        **kwargs: Any,  # noqa: ANN401 - as above
     ) -> list[Document]:
         narrowed = self._narrowed(kwargs)
         hits = await self._krunch.asearch(query, tenant=self.tenant, **narrowed)

@@ -1,4 +1,4 @@
-"""Who keeps what for those that bring no store: one store for each directory in a process, one Krunch for each store."""
+"""Who keeps what for those that bring no store: in a process, one store for a directory and one Krunch for a store."""
 
 from __future__ import annotations
 

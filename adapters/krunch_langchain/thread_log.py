@@ -110,7 +110,7 @@ class ThreadLog:
             self._next = info.stop
         return self._state
 
-    def put(
+    def put(  # noqa: PLR0913, PLR0917 - a checkpoint has so many parts
         self,
         place: Place,
         parent: str | None,

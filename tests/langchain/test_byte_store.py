@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from krunch_langchain import KrunchByteStore
 from langchain_core.embeddings import Embeddings
-from langchain_core.stores import BaseStore
 from langchain_tests.integration_tests import BaseStoreAsyncTests, BaseStoreSyncTests
 
-from krunch_langchain import KrunchByteStore
 from krunch_plugins import ConversationStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from langchain_core.stores import BaseStore
 
 THREE = (b"foo", b"\x00\xff", b"")
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[ConversationStore]:
+    """A store in a folder of its own."""
     with ConversationStore(tmp_path, upkeep_seconds=0) as opened:
         yield opened
 
@@ -38,8 +43,8 @@ class TestAsync(BaseStoreAsyncTests[bytes]):
     """LangChain's own suite, async."""
 
     @pytest.fixture
-    async def kv_store(self, store: ConversationStore) -> AsyncIterator[BaseStore[str, bytes]]:
-        yield KrunchByteStore(store=store)
+    async def kv_store(self, store: ConversationStore) -> BaseStore[str, bytes]:
+        return KrunchByteStore(store=store)
 
     @pytest.fixture
     def three_values(self) -> tuple[bytes, bytes, bytes]:

@@ -7,13 +7,13 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from itertools import count
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from krunch_langchain import KrunchChatMessageHistory, openai_form, turn_metadata
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import (
     AIMessage,
@@ -31,11 +31,13 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
 from langchain_core.runnables import ConfigurableFieldSpec, Runnable, RunnableLambda
 from langchain_core.runnables.history import RunnableWithMessageHistory
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
-from krunch_langchain import KrunchChatMessageHistory, openai_form, turn_metadata
 from krunch_plugins import ConversationStore, Krunch, Settings
 from krunch_plugins.errors import NotStorable
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.filterwarnings("ignore:RunnableWithMessageHistory is deprecated")
 
@@ -64,8 +66,8 @@ EVERY_KIND: list[BaseMessage] = [
     ),
     ToolMessage("", tool_call_id="c2", artifact=(1, UUID(int=5))),
     AIMessage([{"type": "reasoning", "reasoning": "hm"}, {"type": "text", "text": "A cat.", "annotations": []}]),
-    ChatMessage("as the critic", role="critic"),
-    FunctionMessage("4", name="add"),
+    ChatMessage(content="as the critic", role="critic"),
+    FunctionMessage(content="4", name="add"),
     HumanMessage("lone \ud800 surrogate, \x00, and 🐈"),
 ]
 
@@ -76,6 +78,7 @@ def dicts(messages: list[BaseMessage]) -> list[dict[str, Any]]:
 
 
 def texts(messages: list[BaseMessage]) -> list[str]:
+    """What messages say."""
     return [str(message.text) for message in messages]
 
 
@@ -87,7 +90,7 @@ class Recording(BaseChatModel):
     krunch: Krunch
     session: str
     answer: Callable[[list[BaseMessage]], str] = lambda messages: f"answer to {messages[-1].text}"
-    calls: list[list[BaseMessage]] = []
+    calls: list[list[BaseMessage]] = Field(default_factory=list)
 
     @property
     def _llm_type(self) -> str:
@@ -118,7 +121,7 @@ class Recording(BaseChatModel):
         self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kwargs: Any
     ) -> Iterator[ChatGenerationChunk]:
         for word in self._exchange(messages, run_manager).text.split(" "):
-            yield ChatGenerationChunk(message=AIMessageChunk(word + " "))
+            yield ChatGenerationChunk(message=AIMessageChunk(content=word + " "))
 
 
 @pytest.fixture
@@ -130,6 +133,7 @@ def store(tmp_path: Path) -> Iterator[ConversationStore]:
 
 @pytest.fixture
 def krunch(store: ConversationStore) -> Iterator[Krunch]:
+    """A Krunch that records in it."""
     with Krunch(Settings(), store=store) as made:
         yield made
 
@@ -196,7 +200,7 @@ def test_whatever_is_added_comes_back(batches: list[list[BaseMessage]], tmp_path
 def test_chunks_are_stored_as_messages(store: ConversationStore) -> None:
     """What a stream adds up to is stored as the message that it is."""
     history = KrunchChatMessageHistory("s", store=store)
-    chunk = AIMessageChunk("Hel", id="r") + AIMessageChunk("lo", id="r", chunk_position="last")
+    chunk = AIMessageChunk(content="Hel", id="r") + AIMessageChunk(content="lo", id="r", chunk_position="last")
     history.add_message(chunk)
 
     assert history.messages == [AIMessage("Hello", id="r")]
@@ -272,10 +276,12 @@ def test_turns_of_others_are_part_of_it(store: ConversationStore) -> None:
 
 
 def with_history(runnable: Runnable[Any, Any], histories: History, **keys: Any) -> Runnable[Any, Any]:
+    """A chain with a history."""
     return RunnableWithMessageHistory(runnable, histories, **keys)
 
 
 def of(session: str = "s", **more: Any) -> Any:
+    """The config of a call."""
     return {"configurable": {"session_id": session, **more}}
 
 
@@ -313,7 +319,10 @@ def shapes(model: Runnable[Any, Any], histories: History) -> dict[str, tuple[Run
         ),
         "text out": (
             with_history(
-                PROMPT | model | StrOutputParser(), histories, input_messages_key="question", history_messages_key="past"
+                PROMPT | model | StrOutputParser(),
+                histories,
+                input_messages_key="question",
+                history_messages_key="past",
             ),
             lambda text: {"question": text},
         ),
@@ -341,10 +350,10 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("recorded", [False, True], ids=["plain model", "recording model"])
+@pytest.mark.parametrize("recorded", ["", "recorded"], ids=["plain model", "recording model"])
 @pytest.mark.parametrize("how", ["invoke", "stream", "ainvoke", "astream"])
 async def test_conversations_in_every_shape(
-    shape: str, recorded: bool, how: str, histories: History, krunch: Krunch
+    shape: str, recorded: str, how: str, histories: History, krunch: Krunch
 ) -> None:
     """Called, streamed, sync and async: each question and answer stands in the history once, in order.
 
@@ -401,6 +410,19 @@ def test_what_a_wrapper_recorded_alone(krunch: Krunch, store: ConversationStore)
     history.add_user_message("yes")  # says it again; the wrapper has nothing to do with this one
     assert [message.type for message in history.messages] == ["human", "ai", "human"]
     assert texts(history.messages) == ["yes", "answer to yes", "yes"]
+
+
+def test_a_wrapper_goes_on_with_what_others_stored(krunch: Krunch, store: ConversationStore) -> None:
+    """Turns that a program stored stay part of the history when chains with a wrapped model go on with the session."""
+    store.append("s", [{"role": "user", "content": "zero"}, {"role": "assistant", "content": "nought"}])
+    model = Recording(krunch=krunch, session="s")
+    chain, ask = shapes(model, lambda session: KrunchChatMessageHistory(session, store=store))[SHAPES[3]]
+    for question in ("one", "two"):
+        chain.invoke(ask(question), of())
+
+    said = ["zero", "nought", "one", "answer to Please: one", "two", "answer to Please: two"]
+    assert texts(KrunchChatMessageHistory("s", store=store).messages) == said
+    assert texts(model.calls[-1]) == ["Be brief.", *said[:4], "Please: two"]
 
 
 def test_added_by_hand_around_a_wrapper(krunch: Krunch, store: ConversationStore) -> None:
@@ -484,8 +506,8 @@ def check_all_there(messages: list[BaseMessage], questions: list[str]) -> None:
 
 
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2], SHAPES[4]])
-@pytest.mark.parametrize("recorded", [False, True], ids=["plain model", "recording model"])
-async def test_calls_that_overlap(shape: str, recorded: bool, histories: History, krunch: Krunch) -> None:
+@pytest.mark.parametrize("recorded", ["", "recorded"], ids=["plain model", "recording model"])
+async def test_calls_that_overlap(shape: str, recorded: str, histories: History, krunch: Krunch) -> None:
     """Concurrent calls of one session lose nothing and double nothing, threads and tasks, kept history or not."""
     barrier = threading.Barrier(4, timeout=20)
 
@@ -494,8 +516,10 @@ async def test_calls_that_overlap(shape: str, recorded: bool, histories: History
             barrier.wait()  # all of them have read the history before the first adds to it
         return f"answer to {messages[-1].text}"
 
-    plain = RunnableLambda(lambda messages: AIMessage(answer(getattr(messages, "messages", messages))))
-    model: Any = Recording(krunch=krunch, session="s", answer=answer) if recorded else plain
+    def plain(given: Any) -> AIMessage:
+        return AIMessage(answer(getattr(given, "messages", given)))
+
+    model: Any = Recording(krunch=krunch, session="s", answer=answer) if recorded else RunnableLambda(plain)
     chain, ask = shapes(model, histories)[shape]
     chain.invoke(ask("first late"), of())
     workers = [threading.Thread(target=chain.invoke, args=(ask(f"thread {n}"), of())) for n in range(4)]

@@ -26,6 +26,7 @@ PROMPT = ChatPromptTemplate.from_messages(
 
 
 def texts(messages: list[BaseMessage]) -> list[str]:
+    """What messages say."""
     return [str(message.text) for message in messages]
 
 
@@ -34,7 +35,7 @@ def texts(messages: list[BaseMessage]) -> list[str]:
 async def test_a_wrapped_model_in_runnable_with_message_history(serving: Serving, way: str, shape: str) -> None:
     """The wrapper records what was sent and the history what was said: no answer twice, no question lost."""
     model = serving.wrapped()
-    keys = {} if shape == "model" else {"input_messages_key": "question", "history_messages_key": "past"}
+    keys: Any = {} if shape == "model" else {"input_messages_key": "question", "history_messages_key": "past"}
     inner: Any = {"model": model, "prompt": PROMPT | model, "text out": PROMPT | model | StrOutputParser()}[shape]
     chain: Any = RunnableWithMessageHistory(
         inner, lambda session: KrunchChatMessageHistory(session, store=serving.store), **keys

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from krunch_langchain import KrunchByteStore, KrunchChatMessageHistory, KrunchSaver, KrunchStore
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import RunnableLambda
 from langchain_core.runnables.history import RunnableWithMessageHistory
 from langgraph.checkpoint.base import empty_checkpoint
 
-from krunch_langchain import KrunchByteStore, KrunchChatMessageHistory, KrunchSaver, KrunchStore
 from krunch_plugins import ConversationStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.filterwarnings("ignore:RunnableWithMessageHistory is deprecated")
 
@@ -24,8 +26,9 @@ THREAD: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
 
 def talk(store: ConversationStore, name: str) -> None:
     """Ask 20 questions in one session."""
+    model: Any = RunnableLambda(lambda messages: AIMessage(f"answer to {messages[-1].text}"))
     chain: Any = RunnableWithMessageHistory(
-        RunnableLambda(lambda messages: AIMessage(f"answer to {messages[-1].text}")),
+        model,
         lambda session: KrunchChatMessageHistory(session, store=store),
     )
     for number in range(20):
