@@ -154,7 +154,7 @@ class KrunchChatMessageHistory(BaseChatMessageHistory):
             noted = claim(batch, found, turns, claims, since)
             if not noted.write(self.store, self.session_id, self.tenant):
                 return False
-        at = self.store.now()
+        at = round(self.store.now(), 6)
         new = []
         for position, before in in_order(len(batch), found):
             form, metadata = stored[position]
