@@ -144,11 +144,9 @@ class KrunchChatMessageHistory(BaseChatMessageHistory):
         """Claim what is recorded and store the rest; False if somebody else claimed some of it meanwhile."""
         info = self.store.info(self.session_id, self.tenant)
         first, stop = (info.first, info.stop) if info else (0, 0)
-        start = look_back(stop, first)
-        turns = self.store.turns(self.session_id, start, stop, tenant=self.tenant)
+        turns, claims = self._newest(first, stop, len(batch))
         noted, found = Claims(), {}
         if any(MARK not in turn.metadata for turn in turns):
-            claims = Claims.read(self.store, self.session_id, self.tenant, range(start, stop))
             since = self._since(batch, stop)
             found = match(batch, turns, claims, since)
             noted = claim(batch, found, turns, claims, since)
@@ -165,6 +163,18 @@ class KrunchChatMessageHistory(BaseChatMessageHistory):
             noted.erase(self.store, self.session_id, self.tenant)
             raise
         return True
+
+    def _newest(self, first: int, stop: int, count: int) -> tuple[list[Turn], Claims]:
+        """The newest turns, back to one that is stored by a history or claimed: nothing new stands before that."""
+        for size in look_back(count):
+            start = max(first, stop - size)
+            turns = self.store.turns(self.session_id, start, stop, tenant=self.tenant)
+            claims = Claims()
+            if any(MARK not in turn.metadata for turn in turns):
+                claims = Claims.read(self.store, self.session_id, self.tenant, range(start, stop))
+            if start == first or any(MARK in turn.metadata or turn.number in claims.flags for turn in turns[:1]):
+                break
+        return turns, claims
 
     def _since(self, batch: Sequence[BaseMessage], stop: int) -> int:
         """From which turn on a message may be what a wrapper just recorded, by its words alone."""

@@ -30,8 +30,8 @@ MARK = "history"
 
 _STATE = "langchain.history."
 _PAGE = 64
-_LOOK_BACK = 256
-"""Turns at a session's end among which a wrapper's are looked for."""
+_GLANCE, _LOOK_BACK = 16, 256
+"""Turns at a session's end among which a wrapper's are looked for: at first, and at most."""
 _INSTRUCTIONS = ("system", "developer")
 _CLAIMED, _HIDDEN = "c", "h"
 
@@ -232,9 +232,9 @@ def claim(
     return noted
 
 
-def look_back(stop: int, first: int) -> int:
-    """Number of the first turn among which a wrapper's are looked for."""
-    return max(first, stop - _LOOK_BACK)
+def look_back(count: int) -> list[int]:
+    """How many of the newest turns to look at for `count` messages: few, which are in RAM, and more if need be."""
+    return sorted({count + _GLANCE, count + 4 * _GLANCE, count + _LOOK_BACK})
 
 
 def _is_reply(turn: Turn | None) -> bool:
