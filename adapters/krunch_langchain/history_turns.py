@@ -206,7 +206,7 @@ def claim(
 ) -> Claims:
     """What to note down: the claims, and what stood around them in the same exchanges and is none of the history.
 
-    That is what a LangChain adapter recorded, or what came after the history was read; what a program stored before that
+    That is what a LangChain adapter recorded, or what came after the history was read. What a program stored before
     stays part of it.
     """
     noted = Claims()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import operator
 from typing import TYPE_CHECKING, Any
 
+from langgraph.store.base import GetOp, InvalidNamespaceError, ListNamespacesOp, Op, PutOp, SearchOp
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from langgraph.store.base import MatchCondition
 
@@ -16,6 +18,26 @@ _ORDER: dict[str, Callable[[Any, Any], bool]] = {
     "$lt": operator.lt,
     "$lte": operator.le,
 }
+
+
+def check_labels(op: Op) -> None:
+    """Check the labels of an operation's namespaces, which LangGraph does only for those who do not call `batch`.
+
+    Raises:
+        InvalidNamespaceError: a label is empty, no text, or holds a period or a NUL.
+    """
+    paths: Sequence[Sequence[str]] = ()
+    if isinstance(op, (GetOp, PutOp)):
+        paths = [op.namespace]
+    elif isinstance(op, SearchOp):
+        paths = [op.namespace_prefix]
+    elif isinstance(op, ListNamespacesOp):
+        paths = [condition.path for condition in op.match_conditions or ()]
+    for label in (label for path in paths for label in path):
+        if not isinstance(label, str):
+            raise InvalidNamespaceError(f"the labels of a namespace are texts, not {type(label).__name__}")
+        if not label or "." in label or "\x00" in label:
+            raise InvalidNamespaceError(f"{label!r} is no label: it is empty, or holds a period or a NUL character")
 
 
 def passes(value: Mapping[str, Any], wanted: Mapping[str, Any] | None) -> bool:

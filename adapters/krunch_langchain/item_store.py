@@ -23,10 +23,9 @@ from langgraph.store.base import (
     ensure_embeddings,
     get_text_at_path,
     tokenize_path,
-    validate_op_namespace,
 )
 
-from krunch_langchain.item_filters import matches, passes
+from krunch_langchain.item_filters import check_labels, matches, passes
 from krunch_langchain.item_log import Change, Entry, ItemLog
 from krunch_langchain.item_ranking import Ranked, by_search, by_vectors
 from krunch_langchain.json_values import to_json_value
@@ -128,7 +127,7 @@ class KrunchStore(BaseStore):
     def _plan(self, ops: Iterable[Op]) -> _Work:
         work = _Work([], {}, {}, {})
         for op in ops:
-            validate_op_namespace(op)
+            check_labels(op)
             work.ops.append(op)
             if isinstance(op, PutOp):
                 work.puts[op.namespace, op.key] = op  # of several for one key, the last counts

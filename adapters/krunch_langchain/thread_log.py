@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from langgraph.checkpoint.base import WRITES_IDX_MAP, writes_sort_key
+from langgraph.checkpoint.base import WRITES_IDX_MAP
 
 from krunch_langchain.checkpoint_records import Added, Put, Record, Values, Window, Writes
 from krunch_plugins.errors import StoreError
@@ -71,7 +71,7 @@ class State:
     def ordered_writes(self, place: Place) -> list[tuple[str, str, int]]:
         """Task, channel and value of what was written after a checkpoint, in the order in which it counts."""
         held = self.writes.get(place, {})
-        keys = sorted(held, key=lambda key: writes_sort_key(held[key][0], *key))
+        keys = sorted(held, key=lambda key: (held[key][0], *key))  # the path of the task, its id, the index
         return [(key[0], held[key][1], held[key][2]) for key in keys]
 
 
