@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import Runnable
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from krunch_plugins import ConversationStore, Krunch, Turn
     from krunch_plugins.turns import Message
+
+Mode = Literal["recent", "full", "smart"]
 
 _SESSION_FIELDS = ("session_id", "thread_id")
 _HEAD, _SPARE = 64, 64
@@ -51,14 +53,14 @@ class KrunchMemory(Runnable[Any, list[BaseMessage]]):
         self,
         session_id: str | None = None,
         *,
-        mode: str = "smart",
+        mode: Mode = "smart",
         budget: int = 2000,
         input_key: str | None = None,
         krunch: Krunch | None = None,
         store: ConversationStore | None = None,
         tenant: str | None = None,
     ) -> None:
-        if mode not in ("recent", "full", "smart"):
+        if mode not in get_args(Mode):
             raise ValueError(f"mode is {mode!r}; a memory is 'recent', 'full' or 'smart'")
         self.session_id, self.mode, self.budget, self.input_key, self.tenant = (
             session_id, mode, budget, input_key, tenant
@@ -100,7 +102,7 @@ class KrunchMemory(Runnable[Any, list[BaseMessage]]):
         name = self._named(session)
         if self.mode == "full":
             return KrunchChatMessageHistory(name, store=self.store, tenant=self.tenant).messages
-        context = self.krunch.context(name, self.mode, query=query, budget=self.budget, tenant=self.tenant)  # type: ignore[arg-type]  # checked when it was made
+        context = self.krunch.context(name, self.mode, query=query, budget=self.budget, tenant=self.tenant)
         return self._originals(name, context)
 
     async def aload(self, query: str | None = None, *, session: str | None = None) -> list[BaseMessage]:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import atexit
 import threading
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 from krunch_plugins import ConversationStore, Krunch, Settings
+from krunch_plugins.errors import StoreClosed
+from krunch_plugins.turns import APART
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 _lock = threading.Lock()
 _stores: dict[Path | None, ConversationStore] = {}
-_krunches: WeakKeyDictionary[ConversationStore, Krunch] = WeakKeyDictionary()
-_MARK = "\x1f"
-"""A character that nobody types: what LangGraph keeps lies beside the tenants' conversations, and never among them."""
+_krunches: dict[ConversationStore, Krunch] = {}
 
 
 def shared_store() -> ConversationStore:
@@ -32,7 +31,7 @@ def shared_store() -> ConversationStore:
     settings = Settings.from_environment()
     home = None if settings.home is None else settings.home.expanduser().absolute()
     with _lock:
-        if home not in _stores:
+        if home not in _stores or not _is_open(_stores[home]):
             _stores[home] = ConversationStore(
                 home,
                 durability=settings.durability,
@@ -50,6 +49,8 @@ def krunch_of(store: ConversationStore) -> Krunch:
     """The process's Krunch over a store, for those who search it and bring no Krunch of their own."""
     with _lock:
         if store not in _krunches:
+            for other in [other for other in _krunches if not _is_open(other)]:
+                _krunches.pop(other).close()
             _krunches[store] = Krunch(Settings.from_environment(), store=store)
         return _krunches[store]
 
@@ -79,7 +80,15 @@ def place_of(kind: str, tenant: str | None) -> str:
         kind: what they are.
         tenant: who owns them.
     """
-    return f"{_MARK}{kind}" if tenant is None else f"{_MARK}{kind}{_MARK}{tenant}"
+    return f"{APART}{kind}" if tenant is None else f"{APART}{kind}{APART}{tenant}"
+
+
+def _is_open(store: ConversationStore) -> bool:
+    try:
+        store.info("")
+    except StoreClosed:
+        return False
+    return True
 
 
 @atexit.register

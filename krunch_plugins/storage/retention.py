@@ -10,6 +10,7 @@ from krunch_plugins.storage import dictionaries, events
 from krunch_plugins.storage.blocks import to_text
 from krunch_plugins.storage.packing import adopt, mark_unscrubbed, pack, rewrite, trim
 from krunch_plugins.storage.records import FORGET, PAGE_SHIFT, ROOT, Root, Session, Tenant, enter, tenant_text
+from krunch_plugins.turns import APART
 
 if TYPE_CHECKING:
     from krunch_plugins.storage.ledger import Ledger
@@ -185,6 +186,8 @@ def expire(
     """
     touched = []
     for tenant in ledger.tenants():
+        if tenant is not None and tenant.startswith(APART):
+            continue
         for record in ledger.sessions(tenant):
             session = to_text(record.name)
             keep = record.first if keep_turns is None else max(record.first, record.next - keep_turns)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from krunch_plugins import ConversationStore, Turn
+from krunch_plugins.turns import APART
 
 from .conftest import many, says
 
@@ -288,3 +289,19 @@ def test_trimming_everything(open_store: Open, tmp_path: Path) -> None:
     assert [turn.message["content"] for turn in store.turns("s")] == ["next"]
     assert store.trim("nobody", 5) == 0
     assert SECRET.encode() not in _everything(tmp_path)
+
+
+def test_retention_is_for_conversations(open_store: Open) -> None:
+    """Logs of other things that lie apart are not cut by retention, and nobody is told when they leave RAM."""
+    told: list[str | None] = []
+    store = open_store(retention_turns=2, on_evict=lambda *event: told.append(event[3]))
+    for tenant in ("t", f"{APART}checkpoints"):
+        store.append("s", many(5), tenant=tenant)
+    store.expire()
+    for tenant in ("t", f"{APART}checkpoints"):
+        store.evict("s", tenant=tenant)
+
+    assert len(store.turns("s", tenant="t")) == 2
+    assert store.turns("s", tenant=f"{APART}checkpoints")[0].message == many(5)[0]
+    assert told
+    assert set(told) == {"t"}
