@@ -153,11 +153,14 @@ class ItemLog:
                 self._rewrite()
             return len(gone)
 
-    def clear(self) -> None:
-        """Remove all items."""
+    def compact(self) -> int:
+        """Give up what was replaced, removed or has expired; how many turns of the log that were."""
         with self._lock:
-            self.apply([Change(key) for key in self.items()])
-            self._rewrite()
+            self._catch_up()
+            gone = self._next - self._first - len(self.items())
+            if gone > 0:
+                self._rewrite()
+            return gone
 
     def vectors(self, dimension: int) -> tuple[list[str], NDArray[np.float64]]:
         """All vectors of this length, scaled to 1 (or zero), and the key that each belongs to; shape (n, dimension)."""

@@ -52,7 +52,7 @@ class KrunchStore(BaseStore):
     - Without, a query asks Krunch's own search (words and the built-in embeddings) and needs no model.
 
     An item keeps its `created_at` when it is put again, until it is deleted or expires. What was replaced or deleted is
-    given up when its namespace's log is written anew, which happens by itself; `sweep_ttl` does it for what expired.
+    given up when its namespace's log is written anew, which happens by itself, and at once with `compact`.
 
     Args:
         store: where to keep it; default `shared_store()`.
@@ -123,6 +123,16 @@ class KrunchStore(BaseStore):
         It is done every `sweep_interval_minutes`, too, in the call that comes after.
         """
         return sum(self._namespaces.log(namespace).sweep() for namespace in self._namespaces.below(()))
+
+    def compact(self) -> int:
+        """Give up values that were replaced or deleted, and what has expired, of all namespaces.
+
+        It happens by itself, too, when enough has gathered. The store overwrites the space in the background.
+
+        Returns:
+            How many entries of logs were given up.
+        """
+        return sum(self._namespaces.log(namespace).compact() for namespace in self._namespaces.below(()))
 
     def _plan(self, ops: Iterable[Op]) -> _Work:
         work = _Work([], {}, {}, {})

@@ -281,6 +281,25 @@ def test_the_log_does_not_grow_with_changes(conversations: ConversationStore) ->
     assert store.search(()) == []
 
 
+def test_deleted_values_leave_the_disk(tmp_path: Path) -> None:
+    """After `compact` and the store's own cleaning, no file holds a value that was replaced or deleted."""
+    with ConversationStore(tmp_path, codec="none", upkeep_seconds=0) as opened:
+        store = KrunchStore(opened)
+        for number in range(10):
+            store.put(("a",), f"k{number}", {"x": f"secret-4711-{number}"})
+        store.put(("a",), "k0", {"x": "open"})
+        for number in range(1, 9):
+            store.delete(("a",), f"k{number}")
+        assert store.compact() == 17
+        assert store.compact() == 0
+        opened.append("other", [{"role": "user", "content": "x"}])
+        opened.forget("other")  # cleans up, as the background thread does
+
+        files = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+        assert [number for number in range(10) if b"secret-4711-%d" % number in files] == [9]
+        assert [item.key for item in store.search(("a",))] == ["k0", "k9"]
+
+
 def test_time_to_live(conversations: ConversationStore, clock: Clock) -> None:
     """Items go when their minutes are over; reading lets them live on, unless told not to; a sweep removes them."""
     store = KrunchStore(conversations, ttl={"default_ttl": 10.0})
