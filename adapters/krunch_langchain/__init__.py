@@ -6,11 +6,16 @@
     from krunch_langchain import KrunchMiddleware
     agent = create_agent(model, tools, middleware=[..., KrunchMiddleware()])    # last in the list
 
+    from krunch_langchain import KrunchChatMessageHistory, KrunchMemory, KrunchRetriever    # a conversation's memory
+    from krunch_langchain import KrunchSaver, KrunchStore    # LangGraph's checkpoints and long-term memory
+
     from krunch_langchain import LangChainEmbedder
-    Krunch(settings, embedder=LangChainEmbedder(OpenAIEmbeddings()))                # for the search of old turns
+    Krunch(settings, embedder=LangChainEmbedder(OpenAIEmbeddings()))    # for the search of old turns
 
 LangChain itself is imported when one of these names is first used. `KrunchMiddleware` needs the extra `agents`, the
 rest `langchain`.
+LangChain itself is imported when one of these names is first used. `KrunchMiddleware` needs the extra `agents`,
+`KrunchSaver` and `KrunchStore` need `langgraph`, the rest `langchain`.
 """
 
 from __future__ import annotations
@@ -23,12 +28,25 @@ from krunch_plugins.errors import MissingExtra
 if TYPE_CHECKING:
     from krunch_langchain.agents import KrunchMiddleware, KrunchToolResults
     from krunch_langchain.embeddings import LangChainEmbedder
+    from krunch_langchain.byte_store import KrunchByteStore
+    from krunch_langchain.embeddings import LangChainEmbedder
+    from krunch_langchain.history import KrunchChatMessageHistory
+    from krunch_langchain.item_store import KrunchStore
+    from krunch_langchain.memory import KrunchMemory
     from krunch_langchain.messages import from_openai, from_turn, openai_form, turn_metadata
     from krunch_langchain.model import KrunchChatModel, krunchify
+    from krunch_langchain.retriever import KrunchRetriever
+    from krunch_langchain.saver import KrunchSaver
 
 __all__ = [
+    "KrunchByteStore",
+    "KrunchChatMessageHistory",
     "KrunchChatModel",
+    "KrunchMemory",
     "KrunchMiddleware",
+    "KrunchRetriever",
+    "KrunchSaver",
+    "KrunchStore",
     "KrunchToolResults",
     "LangChainEmbedder",
     "from_openai",
@@ -39,8 +57,14 @@ __all__ = [
 ]
 
 _HOME = {
+    "KrunchByteStore": "byte_store",
+    "KrunchChatMessageHistory": "history",
     "KrunchChatModel": "model",
+    "KrunchMemory": "memory",
     "KrunchMiddleware": "agents",
+    "KrunchRetriever": "retriever",
+    "KrunchSaver": "saver",
+    "KrunchStore": "item_store",
     "KrunchToolResults": "agents",
     "LangChainEmbedder": "embeddings",
     "from_openai": "messages",
