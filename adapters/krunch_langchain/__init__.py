@@ -12,8 +12,6 @@
     from krunch_langchain import LangChainEmbedder
     Krunch(settings, embedder=LangChainEmbedder(OpenAIEmbeddings()))    # for the search of old turns
 
-LangChain itself is imported when one of these names is first used. `KrunchMiddleware` needs the extra `agents`, the
-rest `langchain`.
 LangChain itself is imported when one of these names is first used. `KrunchMiddleware` needs the extra `agents`,
 `KrunchSaver` and `KrunchStore` need `langgraph`, the rest `langchain`.
 """
@@ -27,7 +25,6 @@ from krunch_plugins.errors import MissingExtra
 
 if TYPE_CHECKING:
     from krunch_langchain.agents import KrunchMiddleware, KrunchToolResults
-    from krunch_langchain.embeddings import LangChainEmbedder
     from krunch_langchain.byte_store import KrunchByteStore
     from krunch_langchain.embeddings import LangChainEmbedder
     from krunch_langchain.history import KrunchChatMessageHistory

@@ -535,6 +535,8 @@ def test_forgotten_appends_do_not_hide_what_came_after(open_store: Callable[...,
     assert (event.kind, event.session) == ("append", "stays")
     rest, _ = store.since(after)
     assert [event.kind for event in rest] == ["forget"] * 5
+
+
 def test_state_that_changes_in_one_step(open_store: Open) -> None:
     """Changes of one state by many threads and two stores all count; one that fails leaves what was there."""
     stores = [open_store(), open_store()]
