@@ -317,6 +317,21 @@ def test_threads_append_and_search_at_once(open_krunch: Callable[..., Krunch]) -
     assert len(krunch.search("amber", k=1000)) == 90
 
 
+def test_many_tenants_share_a_few_open_files(
+    open_krunch: Callable[..., Krunch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there are more tenants than databases that may be open, all of them are found."""
+    monkeypatch.setattr("krunch_plugins.recall.word_index.MOST_OPEN", 2)
+    krunch = open_krunch()
+    assert krunch.store is not None
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for number in range(8):
+        krunch.store.append("s", [{"role": "user", "content": "amber"}], tenant=f"tenant {number}")
+
+    assert all(len(krunch.search("amber", tenant=f"tenant {number}")) == 1 for number in range(8))
+    assert len(list(Path("/proc/self/fd").iterdir())) - before < 30
+
+
 def test_a_store_elsewhere_has_temporary_indexes(tmp_path: Path) -> None:
     """Without a directory of the store's own the indexes lie in a temporary place, which goes when it is closed."""
     fill(tmp_path / "home")
