@@ -138,19 +138,17 @@ class KrunchProxy(CustomLogger):
                 for out in self._feed(call, stream, item):
                     yield out
             over = True
-            for out in await self._end(call, stream, partial=False):
+            for out in await asyncio.shield(self._end(call, stream, partial=False)):
                 yield out
         except Exception:
             if not over:  # the upstream broke the stream off: what is held back goes out before the error
                 over = True
-                for out in await self._end(call, stream, partial=True):
+                for out in await asyncio.shield(self._end(call, stream, partial=True)):
                     yield out
             raise
         finally:
             if not over:  # the client went away: we are cancelled, and could await nothing any more
-                ending = asyncio.ensure_future(self._end(call, stream, partial=True))
-                self._endings.add(ending)
-                ending.add_done_callback(self._endings.discard)
+                self._end(call, stream, partial=True)
 
     async def async_post_call_failure_hook(
         self,
@@ -176,7 +174,8 @@ class KrunchProxy(CustomLogger):
         """Say in the response's headers what Krunch did."""
         call = self.in_flight.get(data)
         try:
-            reason = self._unserved.get(data["litellm_logging_obj"])
+            logged = data.get("litellm_logging_obj")
+            reason = None if logged is None else self._unserved.get(logged)
             told = headers(call) if call is not None else {"x-krunch-reason": reason} if reason else {}
         except Exception as error:  # noqa: BLE001 - as above
             telemetry.failed("headers", error, call)
@@ -210,7 +209,14 @@ class KrunchProxy(CustomLogger):
             telemetry.failed("stream", error, call)
             return [item]
 
-    async def _end(self, call: ProxiedCall, stream: WireStream, *, partial: bool) -> list[Any]:
+    def _end(self, call: ProxiedCall, stream: WireStream, *, partial: bool) -> asyncio.Future[list[Any]]:
+        """End a stream, in a task of its own: when the client goes away the one that serves it is cancelled."""
+        ending = asyncio.ensure_future(self._rest(call, stream, partial=partial))
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
+        return ending
+
+    async def _rest(self, call: ProxiedCall, stream: WireStream, *, partial: bool) -> list[Any]:
         try:
             rest = await stream.end(partial=partial)
             if not partial:
