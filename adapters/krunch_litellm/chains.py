@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from krunch_plugins import Exchange, Krunch
     from krunch_plugins.turns import Message
 
-_REMEMBERED = 4096
-"""Responses whose symbols a process remembers, to expand what comes after them."""
+_REMEMBERED = 16_000_000
+"""Characters of symbols and their texts that a process remembers, to expand what comes after the responses to them."""
 _LONGEST = 1000
 """Responses in a chain; one that is longer is treated as if it were not known."""
 
@@ -41,22 +41,27 @@ class Chains:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._readers: OrderedDict[tuple[str | None, str], Exchange] = OrderedDict()
+        self._readers: OrderedDict[tuple[str | None, str], tuple[Exchange, int]] = OrderedDict()
+        self._size = 0
 
     def reader(self, tenant: str | None, response_id: str) -> Exchange | None:
         """An exchange that expands what the model says in or after a response; None if it is not remembered."""
         with self._lock:
-            return self._readers.get((tenant, response_id))
+            return self._readers.get((tenant, response_id), (None, 0))[0]
 
     def remember(self, tenant: str | None, response_id: str, exchange: Exchange) -> None:
         """Keep what expands a response."""
+        symbols = dict(exchange.symbols)
+        size = sum(len(key) + len(text) for key, text in {**symbols, **exchange.substitutions}.items())
+        if not size:
+            return  # nothing that could need expansion
         bare = replace(exchange, messages=[], original=[], tools=None, session=None, report=Report(), conversation=None,
-                       metadata={}, turn_metadata=None, no_definitions=frozenset())  # fmt: skip
+                       metadata={}, turn_metadata=None, no_definitions=frozenset(), symbols=symbols)  # fmt: skip
         with self._lock:
-            self._readers[tenant, response_id] = bare
-            self._readers.move_to_end((tenant, response_id))
-            while len(self._readers) > _REMEMBERED:
-                self._readers.popitem(last=False)
+            self._size += size - self._readers.pop((tenant, response_id), (None, 0))[1]
+            self._readers[tenant, response_id] = bare, size
+            while self._size > _REMEMBERED:
+                self._size -= self._readers.popitem(last=False)[1][1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,14 +79,15 @@ class KrunchProxy(CustomLogger):
             if reader is None or self.in_flight.get(data) is not None:
                 return data
             if opted_out(data):
-                self._unserved[data["litellm_logging_obj"]] = "opted_out"
+                self._leave(data, "opted_out")
                 return data
             request = reader(data)
             if request is None:
                 return data
-            call, data = await self._preparer.prepare(data, call_type, request, user_api_key_dict)
-            self.in_flight.add(data, call)
+            call, changed = await self._preparer.prepare(data, call_type, request, user_api_key_dict)
+            self.in_flight.add(data, call)  # from here on somebody expands the reply, so only now it may be changed
             telemetry.prepared(call)
+            data = {**data, **changed}
         except RequestRefused as error:
             raise refusal(error) from error
         except Exception as error:  # noqa: BLE001 - ours, never the client's
@@ -234,8 +235,14 @@ class KrunchProxy(CustomLogger):
         telemetry.failed(stage, error, call)
         if call is not None:
             call.reason = "error"
-        elif "litellm_logging_obj" in data:
-            self._unserved[data["litellm_logging_obj"]] = "error"
+        else:
+            self._leave(data, "error")
+
+    def _leave(self, data: Mapping[str, Any], reason: str) -> None:
+        """Note why a request goes out as it came."""
+        logged = data.get("litellm_logging_obj")
+        if logged is not None:
+            self._unserved[logged] = reason
 
 
 krunch = KrunchProxy()
