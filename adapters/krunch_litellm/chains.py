@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from krunch_litellm.wire.fields import get
 from krunch_plugins import Report
+from krunch_plugins.turns import characters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,14 +31,16 @@ if TYPE_CHECKING:
     from krunch_plugins import Exchange, Krunch
     from krunch_plugins.turns import Message
 
-_REMEMBERED = 16_000_000
-"""Characters of symbols and their texts that a process remembers, to expand what comes after the responses to them."""
+_REMEMBERED = 32_000_000
+"""Characters of requests that a process remembers, to expand what comes after the responses to them."""
+_EXPANDING = ("symbols", "meanings", "substitutions")
+"""What of an exchange its replies are expanded with."""
 _LONGEST = 1000
 """Responses in a chain; one that is longer is treated as if it were not known."""
 
 
 class Chains:
-    """What this process remembers of responses, by tenant and id. Thread-safe; holds symbols only, no messages."""
+    """What this process remembers of responses, by tenant and id. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -52,9 +55,10 @@ class Chains:
     def remember(self, tenant: str | None, response_id: str, exchange: Exchange) -> None:
         """Keep what expands a response."""
         symbols = dict(exchange.symbols)
-        size = sum(len(key) + len(text) for key, text in {**symbols, **exchange.substitutions}.items())
-        if not size:
+        if not symbols and not exchange.substitutions:
             return  # nothing that could need expansion
+        # What expands a reply may hold on to the whole request.
+        size = sum(map(characters, exchange.messages)) + sum(map(len, symbols.values()))
         bare = replace(exchange, messages=[], original=[], tools=None, session=None, report=Report(), conversation=None,
                        metadata={}, turn_metadata=None, no_definitions=frozenset(), symbols=symbols)  # fmt: skip
         with self._lock:
@@ -175,7 +179,9 @@ class Chain:
         exchange = await self._krunch.aprepare(request.messages, **facts, no_definitions=nothing)
         reader = self._chains.reader(self._identity.tenant, self._previous) if self._previous else None
         if reader is not None:  # the model may still use what it was told before
-            exchange.symbols = {**reader.symbols, **exchange.symbols}
+            for name in _EXPANDING:
+                if hasattr(reader, name):
+                    setattr(exchange, name, getattr(reader, name))
         return exchange
 
     def _links(self) -> list[_Link] | None:
