@@ -1,4 +1,4 @@
-"""Recall under LangChain: what has left the request comes back before the last message of the user, never into state."""
+"""Recall under LangChain: what left the request comes back before the last message of the user, never into state."""
 
 from __future__ import annotations
 
