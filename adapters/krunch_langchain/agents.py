@@ -134,7 +134,11 @@ class KrunchMiddleware(AgentMiddleware):  # without its parameters, whose number
         if known is None or known[0] is not model:
             if len(self._wrapped) >= _MODELS:
                 self._wrapped.clear()
-            wrapped = krunchify(model, self._krunch, session=self._session, tenant=self._tenant)
+            wrapped: Any = model
+            try:
+                wrapped = krunchify(model, self._krunch, session=self._session, tenant=self._tenant)
+            except TypeError as error:  # an agent takes more kinds of models than can be wrapped; it goes on
+                log.warning("an agent's requests are not compressed: %s", error)
             known = self._wrapped[id(model)] = (model, wrapped)
         return known[1]
 

@@ -57,6 +57,8 @@ def _inside(runnable: Any) -> dict[str, Any]:  # noqa: ANN401 - as above
         names = ("steps__",)
     elif isinstance(runnable, RunnableConfigurableAlternatives):
         names = ("default", "alternatives")
+    elif isinstance(runnable, DynamicRunnable):
+        names = ("default",)
     else:
         names = ()
     return {name: getattr(runnable, name) for name in names}

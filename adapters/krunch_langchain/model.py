@@ -3,6 +3,7 @@
 # ruff: noqa: A002, ANN401, SLF001 - LangChain's signatures; the model inside does what LangChain asks this one to do
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from langchain_core.utils.utils import LC_ID_PREFIX
@@ -203,12 +204,12 @@ class KrunchChatModel(DelegatingChatModel):
                 yield chunk
             return
         reply = StreamedReply(call.exchange, _run_id(run_manager))
-        chunks = reply.aexpanded(self.bound._astream(call.messages, stop=stop, **options))
         try:
-            async for chunk in chunks:
-                if run_manager:
-                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                yield chunk
+            async with aclosing(reply.aexpanded(self.bound._astream(call.messages, stop=stop, **options))) as chunks:
+                async for chunk in chunks:
+                    if run_manager:
+                        await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk
         except Exception:
             await reply.afinish()
             raise

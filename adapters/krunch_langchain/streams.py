@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models.chat_models import _gen_info_and_msg_metadata
 from langchain_core.messages import AIMessageChunk, message_chunk_to_message
-from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.outputs.chat_generation import merge_chat_generation_chunks
 
-from krunch_langchain.messages import TEXT_FIELDS, openai_form, parsed_again, turn_metadata
-from krunch_langchain.parts import is_text
+from krunch_langchain.chunks import SPOKEN, delta_of, is_finished, pieces_of, text_of, with_rests, with_texts
+from krunch_langchain.messages import openai_form, parsed_again, turn_metadata
 from krunch_langchain.replies import note_usage
 from krunch_langchain.tool_calls import mirrored
 from krunch_plugins.errors import NotStorable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 
     from langchain_core.messages import BaseMessage
 
+    from krunch_langchain.chunks import Lane
     from krunch_plugins import Exchange
 
 log = logging.getLogger("krunch")
-
-Lane = tuple[str, Any]
-"""Which text a piece belongs to: its kind ("content", "block", "call", "function_call" or a text field), its index."""
-
-_CONTENT: Lane = ("content", None)
-_FINISHED = ("finish_reason", "stop_reason", "done_reason")
 
 
 class StreamedReply:
@@ -46,7 +41,7 @@ class StreamedReply:
         self._expander = exchange.stream()
         self._lanes: dict[Lane, int] = {}
         self._open: dict[Lane, None] = {}
-        self._block: Lane | None = None
+        self._last: Lane | None = None
         self._mirrors: dict[Any, dict[str, Any]] = {}
         self._heard: list[str] = []
         self._said: list[str] = []
@@ -61,10 +56,15 @@ class StreamedReply:
         if last is not None:
             yield last
 
-    async def aexpanded(self, chunks: AsyncIterator[ChatGenerationChunk]) -> AsyncIterator[ChatGenerationChunk]:
-        """The chunks for the caller."""
-        async for chunk in chunks:
-            yield self.feed(chunk)
+    async def aexpanded(self, chunks: AsyncIterator[ChatGenerationChunk]) -> AsyncGenerator[ChatGenerationChunk]:
+        """The chunks for the caller. Closing it closes `chunks`, and the connection with it."""
+        try:
+            async for chunk in chunks:
+                yield self.feed(chunk)
+        finally:
+            close = getattr(chunks, "aclose", None)
+            if close is not None:
+                await close()
         last = self.end()
         if last is not None:
             yield last
@@ -72,11 +72,8 @@ class StreamedReply:
     def feed(self, chunk: ChatGenerationChunk) -> ChatGenerationChunk:
         """Take one chunk; give back the chunk to hand on. `chunk` is not changed."""
         if not self._broken and isinstance(chunk.message, AIMessageChunk):
-            try:
+            with self._failing_open("expanding a stream"):
                 chunk = self._expanded(chunk, chunk.message)
-            except Exception as error:  # noqa: BLE001 - ours, never the caller's: what the model wrote goes through
-                self._broken = True
-                log.warning("expanding a stream failed with %s; the rest is handed on as it came", type(error).__name__)
         self._out.append(chunk)
         return chunk
 
@@ -88,38 +85,48 @@ class StreamedReply:
         rests = self._rests(tuple(self._open))
         if not any(rests.values()):
             return None
-        last = AIMessageChunk(content="")
-        chunk = ChatGenerationChunk(message=self._with_rests(last, {}, rests))
+        chunk = ChatGenerationChunk(message=with_rests(AIMessageChunk(content=""), {}, rests, self._mirrors))
         self._out.append(chunk)
         return chunk
 
     def finish(self) -> None:
         """Run the hooks on what was streamed; partial, if the stream did not come to its end."""
-        try:
-            self._expander.flush(**self._whole())
-        except Exception as error:  # noqa: BLE001 - as above
-            log.warning("ending a stream failed with %s", type(error).__name__)
+        with self._failing_open("ending a stream"):
+            self._expander.flush(**self._facts())
 
     async def afinish(self) -> None:
         """`finish` for async callers."""
+        with self._failing_open("ending a stream"):
+            await self._expander.aflush(**self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        """What the hooks see, and what the store keeps with it: the message as the caller has it."""
+        facts: dict[str, Any] = {"partial": not self._ended}
+        with self._failing_open("putting a stream together"):
+            if facts["partial"]:
+                self.end()
+            facts.update(self._whole())
+        return facts
+
+    @contextmanager
+    def _failing_open(self, doing: str) -> Iterator[None]:
+        """What goes wrong in Krunch is logged; what the model wrote goes through."""
         try:
-            await self._expander.aflush(**self._whole())
-        except Exception as error:  # noqa: BLE001 - as above
-            log.warning("ending a stream failed with %s", type(error).__name__)
+            yield
+        except Exception as error:  # noqa: BLE001 - ours, never the caller's
+            self._broken = True
+            log.warning("%s failed with %s", doing, type(error).__name__)
 
     def _whole(self) -> dict[str, Any]:
-        """What the hooks see, and what the store keeps with it: the message as the caller has it."""
-        if not self._ended and not self._broken:
-            self.end()
-            self._ended = False
+        """The message as the caller has it."""
         generation = merge_chat_generation_chunks(self._out)
         if generation is None:
-            return {"partial": True}
+            return {}
         told = _gen_info_and_msg_metadata(generation)
         message = message_chunk_to_message(generation.message)
         message = message.model_copy(update={"response_metadata": told, "id": message.id or self._run_id})
         note_usage(self._exchange, message)
-        return {"partial": not self._ended, "message": openai_form(message), "metadata": self._metadata(message)}
+        return {"message": openai_form(message), "metadata": self._metadata(message)}
 
     def _metadata(self, message: BaseMessage) -> dict[str, Any] | None:
         if self._exchange.session is None:
@@ -131,8 +138,8 @@ class StreamedReply:
             return None
 
     def _expanded(self, chunk: ChatGenerationChunk, message: AIMessageChunk) -> ChatGenerationChunk:
-        pieces = _pieces(message)
-        finished = _is_finished(chunk, message)
+        pieces = pieces_of(message)
+        finished = is_finished(chunk, message)
         for call in message.tool_call_chunks:
             shape = mirrored(message.content, call)
             if shape:
@@ -149,23 +156,21 @@ class StreamedReply:
             texts["parsed", None] = parsed_again(parsed, "".join(self._said))
         elif all(texts[lane] == text for lane, text in pieces) and not any((*rests.values(), *after.values())):
             return chunk
-        changed = self._with_rests(_with_texts(message, texts), rests, after)
+        changed = with_rests(with_texts(message, texts), rests, after, self._mirrors)
         return ChatGenerationChunk(message=changed, generation_info=chunk.generation_info)
 
     def _left_behind(self, pieces: Sequence[tuple[Lane, str]]) -> dict[Lane, str]:
-        """What was held back of a block of text when another block, or a tool call, begins."""
+        """What was held back of a text when another begins. Tool calls may take turns; they end at the end."""
         rests: dict[Lane, str] = {}
         for lane, _ in pieces:
-            if lane[0] in ("block", "call"):
-                if self._block not in (None, lane):
-                    assert self._block is not None
-                    rests.update(self._rests([self._block]))
-                self._block = lane if lane[0] == "block" else None
+            if self._last is not None and self._last != lane and self._last[0] != "call":
+                rests.update(self._rests([self._last]))
+            self._last = lane
         return rests
 
     def _pass(self, pieces: Sequence[tuple[Lane, str]]) -> dict[Lane, str]:
         """Each piece through its lane: what of it, and of what was held back before it, is decided."""
-        choices = [{"index": self._number(lane), "delta": _delta(lane, text)} for lane, text in pieces]
+        choices = [{"index": self._number(lane), "delta": delta_of(lane, text)} for lane, text in pieces]
         texts = dict.fromkeys((lane for lane, _ in pieces), "")
         if choices:
             self._open.update(texts.fromkeys(texts))
@@ -181,7 +186,7 @@ class StreamedReply:
             del self._open[lane]
         choices = [{"index": self._number(lane), "delta": {}, "finish_reason": "stop"} for lane in texts]
         self._read(self._expander.feed({"choices": choices}), texts)
-        self._said += [text for lane, text in texts.items() if lane[0] in ("content", "block") and text]
+        self._said += [text for lane, text in texts.items() if lane[0] in SPOKEN and text]
         return texts
 
     def _read(self, chunks: Iterable[Any], texts: dict[Lane, str]) -> None:
@@ -189,151 +194,11 @@ class StreamedReply:
         for chunk in chunks:
             for choice in chunk["choices"]:
                 lane = by_number[choice["index"]]
-                texts[lane] += _text(lane, choice.get("delta") or {})
+                texts[lane] += text_of(lane, choice.get("delta") or {})
 
     def _number(self, lane: Lane) -> int:
         return self._lanes.setdefault(lane, len(self._lanes))
 
     def _note(self, pieces: Sequence[tuple[Lane, str]], texts: dict[Lane, str]) -> None:
-        self._heard += [text for lane, text in pieces if lane[0] in ("content", "block") and text]
-        self._said += [text for lane, text in texts.items() if lane[0] in ("content", "block") and text]
-
-    def _with_rests(self, message: AIMessageChunk, before: dict[Lane, str], after: dict[Lane, str]) -> AIMessageChunk:
-        """The chunk with what was held back: of blocks that have ended in front, of what ends now behind."""
-        content: Any = message.content
-        calls = list(message.tool_call_chunks)
-        extra = dict(message.additional_kwargs)
-        front = [_block(lane, text) for lane, text in before.items() if text and lane[0] == "block"]
-        if front:
-            content = [*front, *_as_blocks(content)]
-        for (kind, index), text in after.items():
-            if not text:
-                continue
-            if kind == "content" and isinstance(content, str):
-                content += text
-            elif kind in ("content", "block"):
-                content = [*_as_blocks(content), _block((kind, index), text)]
-            elif kind == "call":
-                content, calls = self._with_call_rest(content, calls, index, text)
-            elif kind == "function_call":
-                function = extra.get(kind) or {}
-                extra[kind] = {**function, "arguments": (function.get("arguments") or "") + text}
-            else:
-                extra[kind] = (extra.get(kind) or "") + text
-        return _rebuilt(message, content=content, tool_call_chunks=calls, additional_kwargs=extra)
-
-    def _with_call_rest(self, content: Any, calls: list[Any], index: Any, text: str) -> tuple[Any, list[Any]]:  # noqa: ANN401 - as LangChain has it
-        if isinstance(index, tuple):  # a call that came whole: the last of this chunk
-            calls[index[1]] = {**calls[index[1]], "args": (calls[index[1]]["args"] or "") + text}
-            return content, calls
-        calls = [*calls, tool_call_chunk(args=text, index=index)]
-        mirror = self._mirrors.get(index)
-        if mirror:
-            (key,) = (key for key, value in mirror.items() if value is None)
-            content = [*_as_blocks(content), {**mirror, key: text}]
-        return content, calls
-
-
-def _pieces(message: AIMessageChunk) -> list[tuple[Lane, str]]:
-    """The texts in a chunk, and which text of the reply each continues."""
-    pieces: list[tuple[Lane, str]] = []
-    if isinstance(message.content, str):
-        if message.content:
-            pieces.append((_CONTENT, message.content))
-    else:
-        for block in message.content:
-            if isinstance(block, str):
-                pieces.append((("block", None), block))
-            elif is_text(block):
-                pieces.append((("block", block.get("index")), block["text"]))
-    for place, call in enumerate(message.tool_call_chunks):
-        if call["args"]:
-            index = call.get("index")
-            pieces.append((("call", ("whole", place) if index is None else index), call["args"]))
-    extra = message.additional_kwargs
-    pieces += [
-        ((field, None), extra[field]) for field in TEXT_FIELDS if extra.get(field) and isinstance(extra[field], str)
-    ]
-    function = extra.get("function_call")
-    if isinstance(function, dict) and function.get("arguments"):
-        pieces.append((("function_call", None), function["arguments"]))
-    return pieces
-
-
-def _with_texts(message: AIMessageChunk, texts: dict[Lane, Any]) -> AIMessageChunk:
-    """The chunk with its texts replaced; where one text has several pieces, the first gets all of it."""
-    left = dict(texts)
-    content: Any = message.content
-    if isinstance(content, str):
-        content = left.pop(_CONTENT, content)
-    else:
-        content = [_block_with(block, left) for block in content]
-    calls: list[Any] = []
-    for place, call in enumerate(message.tool_call_chunks):
-        index = call.get("index")
-        text = left.pop(("call", ("whole", place) if index is None else index), "" if call["args"] else call["args"])
-        calls.append({**call, "args": text})
-        if not isinstance(content, str) and text != call["args"]:
-            content = [_mirror(block, call, text) for block in content]
-    extra = dict(message.additional_kwargs)
-    extra.update((kind, text) for (kind, _), text in left.items() if kind in TEXT_FIELDS or kind == "parsed")
-    if ("function_call", None) in left:
-        extra["function_call"] = {**extra["function_call"], "arguments": left["function_call", None]}
-    return _rebuilt(message, content=content, tool_call_chunks=calls, additional_kwargs=extra)
-
-
-def _block_with(block: Any, left: dict[Lane, Any]) -> Any:  # noqa: ANN401 - a string or a block
-    if isinstance(block, str):
-        return left.pop(("block", None), "")
-    if is_text(block):
-        return {**block, "text": left.pop(("block", block.get("index")), "")}
-    return block
-
-
-def _mirror(block: Any, call: Any, text: str | None) -> Any:  # noqa: ANN401 - a string or a block
-    """A content block that repeats a piece of a tool call, with the piece as it is now."""
-    shape = mirrored([block], call)
-    return {**block, **{key: text for key, value in shape.items() if value is None}}
-
-
-def _rebuilt(message: AIMessageChunk, **changes: Any) -> AIMessageChunk:  # noqa: ANN401 - fields of the chunk
-    """The chunk with other fields. What LangChain parses of its pieces of tool calls is parsed again."""
-    if changes["tool_call_chunks"] == message.tool_call_chunks:
-        return message.model_copy(update=changes)
-    derived = ("tool_calls", "invalid_tool_calls", "type")
-    fields = {name: value for name, value in message.__dict__.items() if name not in derived}
-    return type(message)(**{**fields, **changes})
-
-
-def _delta(lane: Lane, text: str) -> dict[str, Any]:
-    kind = lane[0]
-    if kind == "call":
-        return {"tool_calls": [{"index": 0, "function": {"arguments": text}}]}
-    if kind == "function_call":
-        return {kind: {"arguments": text}}
-    return {"content" if kind == "block" else kind: text}
-
-
-def _text(lane: Lane, delta: dict[str, Any]) -> str:
-    kind = lane[0]
-    if kind == "call":
-        return "".join(call["function"].get("arguments") or "" for call in delta.get("tool_calls") or ())
-    if kind == "function_call":
-        return (delta.get(kind) or {}).get("arguments") or ""
-    return delta.get("content" if kind == "block" else kind) or ""
-
-
-def _block(lane: Lane, text: str) -> Any:  # noqa: ANN401 - a block
-    block: dict[str, Any] = {"type": "text", "text": text}
-    return block if lane[1] is None else {**block, "index": lane[1]}
-
-
-def _as_blocks(content: Any) -> list[Any]:  # noqa: ANN401 - as LangChain has it
-    if isinstance(content, str):
-        return [content] if content else []
-    return list(content)
-
-
-def _is_finished(chunk: ChatGenerationChunk, message: AIMessageChunk) -> bool:
-    told = ({**(chunk.generation_info or {}), **message.response_metadata}.get(name) for name in _FINISHED)
-    return message.chunk_position == "last" or any(value is not None for value in told)
+        self._heard += [text for lane, text in pieces if lane[0] in SPOKEN and text]
+        self._said += [text for lane, text in texts.items() if lane[0] in SPOKEN and text]

@@ -16,9 +16,11 @@ from langchain.agents.middleware import (
     wrap_model_call,
 )
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
+from langchain.chat_models import init_chat_model
 from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Command
 from played_model import STORY
 from pydantic import BaseModel
@@ -98,7 +100,23 @@ def test_streams_are_plain(mode: Any, serving: Serving) -> None:
         assert len(replies) > 10
 
 
-@pytest.mark.filterwarnings("ignore:The method `.*v3` is in beta", "ignore:.*v3.* is in beta")
+@pytest.mark.filterwarnings("ignore:The v3 streaming protocol on Pregel is experimental")
+@pytest.mark.skipif(not hasattr(CompiledStateGraph, "stream_events"), reason="events v3 came with LangGraph 1.2")
+def test_events_v3_are_plain(serving: Serving) -> None:
+    """The typed streams of LangGraph's events v3 hold what the model means; each turn is recorded once."""
+    agent = agent_of(serving)
+    events = list(agent.stream_events(say(), THREAD, version="v3"))
+
+    async def collect() -> list[Any]:
+        return [event async for event in await agent.astream_events(say(), THREAD, version="v3")]
+
+    events += asyncio.run(collect())
+
+    assert "content-block-delta" in str(events)
+    assert "¤" not in str(events)
+    assert roles(serving) == ["system", *TURN * 2]
+
+
 def test_events_are_plain(serving: Serving) -> None:
     """An agent's events hold what the model means, and its own name."""
 
@@ -119,6 +137,29 @@ def test_a_name_of_the_agent(serving: Serving) -> None:
 
     assert {message.name for message in state["messages"] if isinstance(message, AIMessage)} == {"helper"}
     assert roles(serving) == ["system", *TURN * 2]
+
+
+def test_standard_blocks(serving: Serving) -> None:
+    """With `output_version="v1"`, whose blocks LangChain makes after the reply has come, nothing is doubled."""
+    agent = agent_of(serving, model=serving.bare(output_version="v1"))
+    agent.invoke(say(), THREAD)
+    list(agent.stream(say(), THREAD, stream_mode="messages"))
+    state = agent.invoke(say(), THREAD)
+
+    assert isinstance(state["messages"][-1].content, list)
+    assert roles(serving) == ["system", *TURN * 3]
+    assert from_turn(serving.store.turns("t")[-1]) == state["messages"][-1]
+
+
+def test_a_model_that_cannot_be_wrapped(serving: Serving, caplog: pytest.LogCaptureFixture) -> None:
+    """An agent over a model that only its config names goes on uncompressed, and the log says so."""
+    serving.played.compressed = False
+    facts = {"base_url": serving.upstream.url, "api_key": "none"}
+    named: Any = init_chat_model("gpt-4o", model_provider="openai", configurable_fields=("temperature",), **facts)
+    state = agent_of(serving, model=named, tools=[]).invoke(say(), THREAD)
+
+    assert state["messages"][-1].text == serving.plain
+    assert "not compressed: krunchify() takes a chat model" in caplog.text
 
 
 def test_with_a_wrapped_model(serving: Serving) -> None:

@@ -208,11 +208,25 @@ class Unstreamed(BlockModel):
 
     def _stream(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Iterator[Any]:
         for text in ("I saw ¤", "1 and ¤", "1"):
-            yield ChatGenerationChunk(message=AIMessageChunk(content=text))
+            yield ChatGenerationChunk(message=AIMessageChunk(content=text))  # the last one is held back
         calls = [tool_call_chunk(name="f", args='{"a": "¤1"}', id=name, index=None) for name in ("x", "y")]
         yield ChatGenerationChunk(message=AIMessageChunk(content="", tool_call_chunks=calls))
         yield ChatGenerationChunk(message=AIMessageChunk(content="", additional_kwargs={"reasoning_content": "¤"}))
         yield ChatGenerationChunk(message=AIMessageChunk(content="", additional_kwargs={"reasoning_content": "1!"}))
+
+
+@pytest.mark.filterwarnings("ignore:The method `.*_v3` is in beta")
+@pytest.mark.skipif(not hasattr(BaseChatModel, "stream_events"), reason="events v3 came with langchain-core 1.4")
+def test_a_text_ends_before_what_comes_after_it(krunch: Krunch) -> None:
+    """What is held back of a text comes before the tool call that follows, so that typed events keep their order."""
+    model = krunchify(Unstreamed(blocks=[]), krunch)
+    chunks = list(model.stream(STORY))
+    said = [chunk.text for chunk in chunks[: [bool(chunk.tool_call_chunks) for chunk in chunks].index(True) + 1]]
+    output = model.stream_events(STORY, version="v3").output
+
+    assert "".join(said) == f"I saw {MEANING} and {MEANING}"
+    assert output.text == f"I saw {MEANING} and {MEANING}"
+    assert [call["args"] for call in output.tool_calls] == [{"a": MEANING}] * 2
 
 
 def test_a_stream_without_indices_and_without_an_end(krunch: Krunch) -> None:

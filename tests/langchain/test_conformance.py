@@ -23,7 +23,7 @@ def test_the_wrapper_passes_what_the_model_passes(tmp_path: Path) -> None:
     run = subprocess.run(
         command,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(HERE), "LANGSMITH_TRACING": "false"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]), "LANGSMITH_TRACING": "false"},
         capture_output=True,
         text=True,
         check=False,

@@ -518,6 +518,31 @@ def test_a_broken_stream_is_recorded_as_partial(serving: Serving) -> None:
     assert serving.store.turns("left")[-1].message["content"].startswith(said)
 
 
+async def test_a_cancelled_stream(serving: Serving) -> None:
+    """A call that is cancelled, or closed, in the middle lets go of its connection and leaves what was said."""
+    model = serving.wrapped()
+
+    async def read(session: str) -> None:
+        async for chunk in model.astream(STORY, {"configurable": {"session_id": session}}):
+            if chunk.text:
+                await asyncio.sleep(30)
+
+    task = asyncio.create_task(read("cancelled"))
+    await asyncio.sleep(0.5)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    stream: Any = model.astream(STORY, {"configurable": {"session_id": "closed"}})
+    async for chunk in stream:
+        if chunk.text:
+            break
+    await stream.aclose()
+
+    for session in ("cancelled", "closed"):
+        turn = serving.store.turns(session)[-1]
+        assert (turn.message["role"], turn.metadata["partial"]) == ("assistant", True)
+
+
 async def test_concurrent_calls_keep_their_sessions(serving: Serving) -> None:
     """Calls that run at the same time are recorded where they belong."""
     model = serving.wrapped()
