@@ -75,6 +75,7 @@ class Krunch:
         storage = StoragePlugin(self.store) if self.store else RecentTurnsPlugin(cast("RecentTurns", self._recent))
         self._recall = Recall(self.settings, self.store, embedder)
         record = storage.record_request if isinstance(storage, StoragePlugin) else None
+        self._record_request = record
         window = Window(
             self.settings, self.store, self._find_or_fail, record, lambda: self._plugins.has_outside("pre_request")
         )
@@ -87,7 +88,6 @@ class Krunch:
         if self.store is not None:
             self.store.on_evict(self._plugins.on_evict)
             self.store.on_forget(window.forget)
-        self._storage = storage if isinstance(storage, StoragePlugin) else None
         try:
             self._plugins.load_entry_points()
             for plugin in plugins:
@@ -185,10 +185,10 @@ class Krunch:
             StoreError: it could not be recorded.
             TypeError: `messages` is no sequence of dicts.
         """
-        if self._storage is not None:
+        if self._record_request is not None:
             exchange = self._exchange(messages, "", session, tenant, None, json_reply=False)
             exchange.turn_metadata = turn_metadata
-            self._storage.record_request(exchange)
+            self._record_request(exchange)
 
     def recent(self, session: str, n: int = 20, *, tenant: str | None = None) -> list[Turn]:
         """The newest turns of a session, in order: from the store, or without one from RAM (`Settings.hot_turns`).
