@@ -1,0 +1,211 @@
+"""What the marks of one request mean to a reply that copies them."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
+
+from krunch_plugins.compression import legend
+from krunch_plugins.compression.decoder import Reader
+from krunch_plugins.compression.dictionary import Dictionary, SymbolTable, View
+from krunch_plugins.compression.phrases import Phrase
+from krunch_plugins.compression.segments import MARK, Mark, numbered
+from krunch_plugins.compression.templates import SLOT, Template
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from krunch_plugins.compression.dictionary import Definition, State
+    from krunch_plugins.compression.segments import Segment
+    from krunch_plugins.turns import Message
+
+Values = tuple[str, ...]
+"""What fills the slots of a template in one row."""
+
+_DIGITS = 9
+"""Of the longest number that is ever defined."""
+
+_TRIES = 16
+"""Numbers that are looked up to see whether any begins with some digits. There are no long gaps between numbers."""
+
+_REFERENCE = re.compile(rf"{MARK}\[[^\n{MARK}]*\]")
+_HEADER = re.compile(r"\*([1-9][0-9]{0,8})\n")
+
+
+class Meanings:
+    """What the marks of one request stand for. Immutable; thread-safe.
+
+    Names are looked up where the encoder has left them. What takes a look at the whole request, references to lines and
+    rows that leave out values, is read from it when a reply holds such a mark for the first time.
+
+    Args:
+        dictionary: the definitions.
+        known: how many of them the request has.
+        told: the kinds that the request has explained.
+        messages: the request as sent.
+    """
+
+    __slots__ = ("_dictionary", "_highest", "_known", "_messages", "_request", "told")
+
+    def __init__(
+        self,
+        dictionary: Dictionary,
+        known: int,
+        told: frozenset[str] = frozenset(),
+        messages: Sequence[Message] = (),
+    ) -> None:
+        self._dictionary, self._known, self._messages, self.told = dictionary, known, messages, told
+        numbers = (one.name[1:] for one in reversed(dictionary.definitions[:known]) if one.name[0] == MARK)
+        self._highest = int(next(numbers, "0"))
+        self._request: _Request | None = None
+
+    @classmethod
+    def of_state(cls, state: State, messages: Sequence[Message]) -> Meanings:
+        """Those of a request, from the state after its last message."""
+        return cls(state.dictionary, state.known, state.told, messages)
+
+    @classmethod
+    def of_symbols(cls, symbols: Mapping[str, str]) -> Meanings:
+        """Those of a request that defines phrases and nothing else: symbol → text."""
+        phrases = [Phrase(name, text, ()) for name, text in symbols.items()]
+        phrases.sort(key=lambda phrase: int(phrase.name[1:]) if phrase.name[0] == MARK else 0)
+        return cls(Dictionary(phrases), len(phrases))
+
+    @property
+    def symbols(self) -> SymbolTable:
+        """The phrases among them: symbol → text."""
+        return SymbolTable(self._dictionary, self._known)
+
+    def get(self, name: str) -> Definition | None:
+        """The definition of a name such as `¤12`, or None."""
+        position = self._dictionary.position.get(name)
+        return None if position is None or position >= self._known else self._dictionary.definitions[position]
+
+    def begins(self, digits: str) -> bool:
+        """Whether the number of a definition begins with these digits and goes on after them."""
+        if digits[:1] == "0" or len(digits) >= _DIGITS:
+            return False
+        first, width = int(digits or "0") * 10, 10
+        while max(first, 1) <= self._highest:
+            last = min(first + width - 1, self._highest)
+            if last - first >= _TRIES:
+                return True
+            if any(self.get(numbered(number)) for number in range(first, last + 1)):
+                return True
+            first, width = first * 10, width * 10
+            if not digits:
+                break
+        return False
+
+    def reference(self, text: str) -> str | None:
+        """The lines that a reference stands for, as the request means it; None if it is none or means several."""
+        return self._read.references.get(_plain(text))
+
+    def begins_reference(self, text: str) -> bool:
+        """Whether a reference of the request begins with this text and goes on after it."""
+        keys, begun = self._read.keys, _plain(text)
+        place = bisect_left(keys, begun)
+        return place < len(keys) and keys[place].startswith(begun)
+
+    def rows(self, number: int) -> Mapping[str, Sequence[Values]]:
+        """The rows of a template in the request: how each is written, and the values that it may mean."""
+        return self._read.rows.get(number, {})
+
+    def holds(self, pattern: str) -> bool:
+        """Whether a regular expression is found in a text as sent."""
+        search = re.compile(pattern).search
+        return any(search(text) for message in self._messages for text in legend.texts(message))
+
+    @property
+    def _read(self) -> _Request:
+        if self._request is None:
+            self._request = _Request.read(self._messages)
+        return self._request
+
+
+class _Request(NamedTuple):
+    """What only a look at the whole request tells.
+
+    Attributes:
+        references: each reference, its spaces made even, and what it stands for (None: for several things).
+        keys: the references that stand for one thing, in alphabetical order.
+        rows: by template, each row and the values that it stands for.
+    """
+
+    references: Mapping[str, str | None]
+    keys: Sequence[str]
+    rows: Mapping[int, Mapping[str, Sequence[Values]]]
+
+    @classmethod
+    def read(cls, messages: Iterable[Message]) -> _Request:
+        """Read a request from its beginning, as `restore` does."""
+        references: dict[str, str | None] = {}
+        rows: dict[int, dict[str, list[Values]]] = {}
+        reader = Reader()
+        for text in (text for message in messages for text in legend.texts(message)):
+            if len(reader.dictionary.templates) or SLOT in text:
+                view = View(reader.dictionary, len(reader.dictionary.definitions))
+                _note_rows(legend.split(text, view), view, rows)
+            try:
+                segments = reader.read(text)
+            except KeyError:  # somebody has changed the messages since; what they say from here on is anybody's guess
+                break
+            for segment, meaning in segments:
+                if isinstance(segment, Mark) and _REFERENCE.fullmatch(segment):
+                    key = _plain(segment)
+                    same = references.setdefault(key, meaning) == meaning
+                    references[key] = meaning if same else None
+        return cls(references, sorted(key for key, meaning in references.items() if meaning is not None), rows)
+
+
+def _plain(reference: str) -> str:
+    """A reference as a model may write it: with other spaces, or three dots for one sign."""
+    return " ".join(reference.split()).replace("…", "...")
+
+
+def _note_rows(segments: Iterable[Segment], view: View, rows: dict[int, dict[str, list[Values]]]) -> None:
+    """Take down the rows in a text, and what they stand for; reads as `templates.fill` does."""
+    above: dict[int, Values] = {}
+    template: Template | None = None
+    for segment in segments:
+        if isinstance(segment, Mark):
+            definition = view.get(segment)
+            template = definition if isinstance(definition, Template) else None
+            continue
+        if template is not None:
+            _note_rows_of(template, segment, above, rows.setdefault(template.number, {}))
+        template = None
+
+
+def _note_rows_of(template: Template, literal: str, above: dict[int, Values], known: dict[str, list[Values]]) -> None:
+    """The same for what stands behind one mark of a template."""
+    slots = len(template.constants) - 1
+    for row in _rows_in(literal, template):
+        values = complete(tuple(row.split(template.separator)), above.get(template.number))
+        if values is None or len(values) != slots:
+            break
+        above[template.number] = values
+        meanings = known.setdefault(row, [])
+        if values not in meanings:
+            meanings.append(values)
+
+
+def _rows_in(literal: str, template: Template) -> Sequence[str]:
+    """The rows at the beginning of what stands behind a template's mark."""
+    header = _HEADER.match(literal)
+    if header is not None:
+        return list(islice(literal[header.end() :].split("\n"), int(header[1])))
+    if literal.startswith(template.separator):
+        return [literal[1:].split("\n", 1)[0]]
+    return []
+
+
+def complete(values: Values, above: Values | None) -> Values | None:
+    """The values of a row, with those that it leaves out as in the row above; None if there is none above."""
+    if "" not in values:
+        return values
+    if above is None or len(above) != len(values):
+        return None
+    return tuple(value or other for value, other in zip(values, above, strict=True))
