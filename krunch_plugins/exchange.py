@@ -239,7 +239,7 @@ class Exchange:
     substitutions: dict[str, str] = field(default_factory=dict)
     """Every token registered by `substitute`, and what it stands for."""
     meanings: object = field(default=None, repr=False)
-    """What the marks of this request stand for, for expanding replies. Set by compression; means nothing to anybody else."""
+    """What replies to this request are expanded with. Set by compression; means nothing to anybody else."""
     conversation: object = field(default=None, repr=False)
     """What the statistics know this conversation by. Set by compression; means nothing to anybody else."""
     runtime: Runtime | None = field(default=None, repr=False)

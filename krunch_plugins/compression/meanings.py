@@ -15,7 +15,7 @@ from krunch_plugins.compression.segments import MARK, Mark, numbered
 from krunch_plugins.compression.templates import SLOT, Template
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from krunch_plugins.compression.dictionary import Definition, State
     from krunch_plugins.compression.segments import Segment
@@ -24,14 +24,38 @@ if TYPE_CHECKING:
 Values = tuple[str, ...]
 """What fills the slots of a template in one row."""
 
+LINE = 40
+"""Characters of a line by which it is known again."""
+
 _DIGITS = 9
 """Of the longest number that is ever defined."""
 
-_TRIES = 16
-"""Numbers that are looked up to see whether any begins with some digits. There are no long gaps between numbers."""
-
 _REFERENCE = re.compile(rf"{MARK}\[[^\n{MARK}]*\]")
 _HEADER = re.compile(r"\*([1-9][0-9]{0,8})\n")
+
+
+class Lines:
+    """The last two lines of a growing text, so much of them as is needed to know them again.
+
+    Attributes:
+        line: the beginning of the last line.
+        line_above: the beginning of the line above it; "" if there is none.
+    """
+
+    __slots__ = ("line", "line_above")
+
+    def __init__(self) -> None:
+        self.line = self.line_above = ""
+
+    def add(self, text: str) -> None:
+        """The text has grown by this."""
+        newline = text.rfind("\n")
+        if newline < 0:
+            self.line = (self.line + text)[:LINE]
+            return
+        start = text.rfind("\n", 0, newline) + 1
+        self.line_above = (text[start:newline] if start else self.line + text[:newline])[:LINE]
+        self.line = text[newline + 1 :][:LINE]
 
 
 class Meanings:
@@ -47,7 +71,7 @@ class Meanings:
         messages: the request as sent.
     """
 
-    __slots__ = ("_dictionary", "_highest", "_known", "_messages", "_request", "told")
+    __slots__ = ("_dictionary", "_known", "_messages", "_numbers", "_request", "told")
 
     def __init__(
         self,
@@ -57,8 +81,7 @@ class Meanings:
         messages: Sequence[Message] = (),
     ) -> None:
         self._dictionary, self._known, self._messages, self.told = dictionary, known, messages, told
-        numbers = (one.name[1:] for one in reversed(dictionary.definitions[:known]) if one.name[0] == MARK)
-        self._highest = int(next(numbers, "0"))
+        self._numbers: list[int] | None = None
         self._request: _Request | None = None
 
     @classmethod
@@ -70,7 +93,6 @@ class Meanings:
     def of_symbols(cls, symbols: Mapping[str, str]) -> Meanings:
         """Those of a request that defines phrases and nothing else: symbol → text."""
         phrases = [Phrase(name, text, ()) for name, text in symbols.items()]
-        phrases.sort(key=lambda phrase: int(phrase.name[1:]) if phrase.name[0] == MARK else 0)
         return cls(Dictionary(phrases), len(phrases))
 
     @property
@@ -85,23 +107,39 @@ class Meanings:
 
     def begins(self, digits: str) -> bool:
         """Whether the number of a definition begins with these digits and goes on after them."""
-        if digits[:1] == "0" or len(digits) >= _DIGITS:
+        if not digits or digits[0] == "0" or len(digits) >= _DIGITS:
             return False
-        first, width = int(digits or "0") * 10, 10
-        while max(first, 1) <= self._highest:
-            last = min(first + width - 1, self._highest)
-            if last - first >= _TRIES:
+        if self._numbers is None:
+            names = islice(self._dictionary.position, self._known)  # in the order of the definitions
+            self._numbers = sorted(int(name[1:]) for name in names if name[0] == MARK)
+        first = last = int(digits)
+        while self._numbers and first <= self._numbers[-1]:
+            first, last = 10 * first, 10 * last + 9
+            place = bisect_left(self._numbers, first)
+            if place < len(self._numbers) and self._numbers[place] <= last:
                 return True
-            if any(self.get(numbered(number)) for number in range(first, last + 1)):
-                return True
-            first, width = first * 10, width * 10
-            if not digits:
-                break
         return False
 
-    def reference(self, text: str) -> str | None:
-        """The lines that a reference stands for, as the request means it; None if it is none or means several."""
-        return self._read.references.get(_plain(text))
+    def reference(self, text: str, above: str) -> str | None:
+        """The lines that a reference stands for, as the request means it.
+
+        Args:
+            text: the reference.
+            above: the beginning of the line above it, expanded. What a reference means changes when newer lines begin
+                as the older ones did; then it means what it means below such a line, if that is one thing.
+
+        Returns:
+            The lines, or None: the request has no such reference, or it means several things.
+        """
+        found = self._read.references.get(_plain(text), [])
+        meanings = {meaning for meaning, _ in found}
+        if len(meanings) > 1:
+            meanings = {meaning for meaning, before in found if before == above and above}
+        return meanings.pop() if len(meanings) == 1 else None
+
+    def is_reference(self, text: str) -> bool:
+        """Whether the request has this reference."""
+        return _plain(text) in self._read.references
 
     def begins_reference(self, text: str) -> bool:
         """Whether a reference of the request begins with this text and goes on after it."""
@@ -129,19 +167,19 @@ class _Request(NamedTuple):
     """What only a look at the whole request tells.
 
     Attributes:
-        references: each reference, its spaces made even, and what it stands for (None: for several things).
-        keys: the references that stand for one thing, in alphabetical order.
+        references: each reference, its spaces made even: wherever it stands, what it means and what is above it.
+        keys: the references in alphabetical order.
         rows: by template, each row and the values that it stands for.
     """
 
-    references: Mapping[str, str | None]
+    references: Mapping[str, Collection[tuple[str, str]]]
     keys: Sequence[str]
     rows: Mapping[int, Mapping[str, Sequence[Values]]]
 
     @classmethod
     def read(cls, messages: Iterable[Message]) -> _Request:
         """Read a request from its beginning, as `restore` does."""
-        references: dict[str, str | None] = {}
+        references: dict[str, set[tuple[str, str]]] = {}
         rows: dict[int, dict[str, list[Values]]] = {}
         reader = Reader()
         for text in (text for message in messages for text in legend.texts(message)):
@@ -152,12 +190,12 @@ class _Request(NamedTuple):
                 segments = reader.read(text)
             except KeyError:  # somebody has changed the messages since; what they say from here on is anybody's guess
                 break
+            lines = Lines()
             for segment, meaning in segments:
                 if isinstance(segment, Mark) and _REFERENCE.fullmatch(segment):
-                    key = _plain(segment)
-                    same = references.setdefault(key, meaning) == meaning
-                    references[key] = meaning if same else None
-        return cls(references, sorted(key for key, meaning in references.items() if meaning is not None), rows)
+                    references.setdefault(_plain(segment), set()).add((meaning, lines.line_above))
+                lines.add(meaning)
+        return cls(references, sorted(references), rows)
 
 
 def _plain(reference: str) -> str:

@@ -152,7 +152,7 @@ class CompressionPlugin:
                 message if done.sent is None else legend.replace_texts(message, done.sent)
                 for message, done in zip(exchange.messages, encoded, strict=True)
             ]
-            if encoded:
+            if any(done.sent is not None for done in encoded):  # else no mark of ours is in it
                 state = encoded[-1].state
                 meanings = Meanings.of_state(state, exchange.messages)
                 exchange.meanings, exchange.symbols = meanings, meanings.symbols

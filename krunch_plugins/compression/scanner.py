@@ -7,13 +7,15 @@ anything. And where the request would be wrong, a reply is just text: what stand
 from __future__ import annotations
 
 import re
+from string import digits as DIGITS  # noqa: N812 - a constant
 from typing import TYPE_CHECKING, NamedTuple
 
 from krunch_plugins.compression import legend
 from krunch_plugins.compression.copied import FoldedValue, Outcome, Rows
 from krunch_plugins.compression.json_styles import STYLES
+from krunch_plugins.compression.meanings import LINE, Lines
 from krunch_plugins.compression.phrases import Phrase
-from krunch_plugins.compression.segments import LETTERS, MARK, numbered
+from krunch_plugins.compression.segments import LETTERS, MARK
 from krunch_plugins.compression.shapes import Shape
 from krunch_plugins.compression.templates import Template
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from krunch_plugins.compression.dictionary import Definition
     from krunch_plugins.compression.meanings import Meanings, Values
 
+_MARKS = re.compile(f"{MARK}+")
 _SPECIAL = re.compile(rf"{MARK}+|[{LETTERS}]+")
 _SPECIAL_OR_QUOTE = re.compile(rf'{MARK}+|[{LETTERS}]+|"')
 _NUMBER = re.compile("[0-9]+")  # not \d, which takes the digits of every script
@@ -30,9 +33,6 @@ _STYLE_BEGUN = re.compile(r"\{[a-z0-9]{0,12}\Z")
 
 _LONGEST_REFERENCE = 256
 """Characters. The encoder's are under 100; a model may have written more spaces."""
-
-_LINE = 40
-"""Characters of a line that are remembered, to tell whether a mark stands at its beginning."""
 
 
 class Edit(NamedTuple):
@@ -83,21 +83,22 @@ class Piece(NamedTuple):
     mark: bool = False
 
 
-class Where:
+class Where(Lines):
     """What a scanner remembers of a text between one look and the next. Belongs to one text.
 
     Attributes:
-        line: what stands in front on the same line, expanded; its beginning only.
         before: the character in front, as it was written; "" behind what was expanded.
         marks: how many marks stand right in front, as they were written.
         above: by template, the values of the last row.
         block: the template whose rows may go on at the next line, and how many of them.
+        copy: what is being read; None: nothing.
     """
 
-    __slots__ = ("above", "before", "block", "copy", "line", "marks")
+    __slots__ = ("above", "before", "block", "copy", "marks")
 
     def __init__(self) -> None:
-        self.line = self.before = ""
+        super().__init__()
+        self.before = ""
         self.marks = 0
         self.above: dict[int, Values] = {}
         self.block: tuple[Template, int] | None = None
@@ -106,7 +107,8 @@ class Where:
     def again(self) -> Where:
         """The same, for another look from the same place on."""
         other = Where()
-        other.line, other.before, other.marks, other.block = self.line, self.before, self.marks, self.block
+        other.line, other.line_above, other.block = self.line, self.line_above, self.block
+        other.before, other.marks = self.before, self.marks
         other.above = dict(self.above)
         return other
 
@@ -124,8 +126,7 @@ class Where:
 
     def stood(self, meaning: str) -> None:
         """Something has gone by that stands for this text."""
-        newline = meaning.rfind("\n")
-        self.line = meaning[newline + 1 :][:_LINE] if newline >= 0 else (self.line + meaning)[:_LINE]
+        self.add(meaning)
         self.before, self.marks = "", 0
 
 
@@ -247,7 +248,7 @@ class _Look:
             self.quote = True
             return None
         near = where if where.copy is None else where.copy.where
-        return self._reader.special(place, near.before, near.marks, where.line or where.copy)
+        return self._reader.special(place, near, where)
 
     def _take(self, piece: Piece, place: int) -> None:
         """Read a piece: as part of what is being read, as the beginning of something, or for itself."""
@@ -290,7 +291,7 @@ class _Look:
 
     def _rows(self, template: Template, remaining: int = 0) -> Rows:
         above = self._where.above.get(template.number)
-        lead = self._where.line[: _LINE - 1] + self._where.before
+        lead = self._where.line[: LINE - 1] + self._where.before
         return Rows(template, self._meanings.rows(template.number), above, lead if self._where.line else "", remaining)
 
     def _close(self, copy: _Copy, outcome: Outcome, start: int) -> None:
@@ -322,36 +323,41 @@ class _PieceReader:
     def __init__(self, meanings: Meanings, text: str, *, final: bool) -> None:
         self._meanings, self._text, self._final = meanings, text, final
 
-    def special(self, at: int, before: str, marks: int, line: object) -> Piece | None:
+    def special(self, at: int, near: Where, where: Where) -> Piece | None:
         """The piece at a place where marks or letters stand; None if it is undecided.
 
         Args:
             at: the place.
-            before: the character in front of it, as it is written.
-            marks: how many marks stand in front of it.
-            line: whether anything stands in front of it on its line.
+            near: what stands in front of it.
+            where: the same, or what stands in front of the value or row that it is part of.
         """
-        if self._text[at] != MARK:
-            return self._letters(at, before)
-        last = at
-        while self._text.startswith(MARK, last + 1):
-            last += 1
-        if last > at:
-            return Piece(last, self._text[at:last])
-        behind = self._text[at + 1 : at + 2]
-        if not behind and not self._final:
-            return None
-        if behind in "0123456789" and behind:
-            return self._number(at, marks)
-        if behind in LETTERS and behind:
-            return self._marked_letter(at, marks)
-        if behind in ("[", "{"):
-            if marks:
-                return self._escaped(at, marks, behind)
-            return self._reference(at) if behind == "[" else self._style(at)
-        if behind == "N" and not marks and not line:
+        text = self._text
+        if text[at] != MARK:
+            return self._letters(at, near.before)
+        run = _MARKS.match(text, at)
+        assert run is not None
+        behind = text[run.end() : run.end() + 1]
+        if len(run[0]) > 1:
+            return self._plain(at, run.end() - 1)
+        if not behind:
+            return self._plain(at, at + 1) if self._final else None
+        if behind in DIGITS:
+            return self._number(at, near.marks)
+        if behind in LETTERS:
+            return self._marked_letter(at, near.marks)
+        return self._sign(at, behind, near.marks, where)
+
+    def _sign(self, at: int, sign: str, marks: int, where: Where) -> Piece | None:
+        """The piece at a mark with no name behind it."""
+        if marks and sign in ("[", "{"):
+            return self._escaped(at, marks, sign)
+        if sign == "[":
+            return self._reference(at, where.line_above if not where.line else "")
+        if sign == "{":
+            return self._style(at)
+        if sign == "N" and not marks and not where.line and where.copy is None:
             return self._instruction(at)
-        return Piece(at + 1, MARK)
+        return self._plain(at, at + 1)
 
     def _plain(self, at: int, end: int) -> Piece:
         return Piece(end, self._text[at:end])
@@ -400,18 +406,19 @@ class _PieceReader:
             return None
         behind = self._text[end : end + 1]
         if definition is None:
-            if marks and behind in ("=", "{", "["):
-                return self._escaped(at, marks, number + behind)
-            return self._plain(at, end)
+            literal = marks and behind in ("=", "{", "[")
+            return self._escaped(at, marks, number + behind) if literal else self._plain(at, end)
         if marks:
             return Piece(end, number, plain=False, escape=True)
         if isinstance(definition, Phrase):
-            quoted = self._definition(end, definition.text)
-            if quoted is None:
-                return None
-            return Piece(end if quoted < 0 else quoted, definition.text, plain=False)
+            return self._phrase(end, definition)
         opens = behind in ("(", "[", "{") if isinstance(definition, Shape) else behind in (definition.separator, "*")
         return Piece(end, self._text[at:end], opens=definition if opens and behind else None)
+
+    def _phrase(self, end: int, phrase: Phrase) -> Piece | None:
+        """A symbol whose name ends here, or the definition that it begins."""
+        quoted = self._definition(end, phrase.text)
+        return None if quoted is None else Piece(end if quoted < 0 else quoted, phrase.text, plain=False)
 
     def _escaped(self, at: int, marks: int, behind: str) -> Piece:
         """A mark with others in front of it and something behind it: an escaped literal, if the request has it so."""
@@ -420,20 +427,20 @@ class _PieceReader:
             return Piece(end, behind, plain=False, escape=True)
         return self._plain(at, end)
 
-    def _reference(self, at: int) -> Piece | None:
+    def _reference(self, at: int, above: str) -> Piece | None:
         """A reference to earlier lines: the longest that the request has."""
-        text = self._text
+        text, meanings = self._text, self._meanings
         stops = [stop for stop in (text.find("\n", at), text.find(MARK, at + 1)) if stop >= 0]
         limit = min([*stops, at + _LONGEST_REFERENCE, len(text)])
-        if limit == len(text) and not self._final and self._meanings.begins_reference(text[at:limit]):
+        if limit == len(text) and not self._final and meanings.begins_reference(text[at:limit]):
             return None
         end = text.rfind("]", at, limit) + 1
-        while end > at:
-            lines = self._meanings.reference(text[at:end])
-            if lines is not None:
-                return Piece(end, lines, plain=False, mark=True)
+        while end > at and not meanings.is_reference(text[at:end]):
             end = text.rfind("]", at, end - 1) + 1
-        return self._plain(at, at + 2)
+        lines = meanings.reference(text[at:end], above) if end > at else None
+        if lines is None:
+            return self._plain(at, max(end, at + 2))
+        return Piece(end, lines, plain=False, mark=True)
 
     def _style(self, at: int) -> Piece | None:
         """The style of a value. Behind it the value may be of a shape, or stand for itself if the request has such."""
@@ -485,14 +492,11 @@ class _PieceReader:
     def _part(self, at: int, run: str, limit: int) -> tuple[int, str] | None:
         """Where the symbol or literal in a definition ends that begins at a place, and what it stands for."""
         text = self._text
+        key, end = run, at + len(run)
         if run[0] == MARK:
             name = _NUMBER.match(text, at + 1) or _LETTERS.match(text, at + 1)
             end = name.end() if name else at + 1
-            key = (
-                numbered(int(name[0])) if name and name[0].isdigit() and len(name[0]) < 10 else name[0] if name else ""
-            )
-        else:
-            key, end = run, at + len(run)
+            key = text[at:end] if text[at + 1 : end].isascii() else text[at + 1 : end]
         if end == len(text) and not self._final:
             return None
         definition = self._meanings.get(key)
@@ -504,6 +508,6 @@ class _PieceReader:
                 return None
             if quoted >= 0:
                 return quoted, definition.text
-            if key in LETTERS:
+            if key in LETTERS:  # escaped
                 return end, key
         return end, definition.text

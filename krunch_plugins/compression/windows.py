@@ -1,4 +1,4 @@
-"""Putting texts back where marks and tokens stand, in text that arrives in pieces: none is missed, little is held back."""
+"""Putting texts back where marks and tokens stand, in text that arrives in pieces: none missed, little held back."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class _Stage:
     def again(self) -> Self:
         """The same, for another look at what is held back."""
         other = copy.copy(self)
-        other._where = self._where.again()
+        other._where = self._where.again()  # noqa: SLF001 - one of its own kind
         return other
 
     def _scan(self, raw: str, starts: Sequence[int], text: str, *, final: bool) -> tuple[str, int]:
