@@ -11,7 +11,7 @@ from krunch_plugins.compression import legend
 from krunch_plugins.compression.decoder import Reader
 from krunch_plugins.compression.dictionary import Dictionary, SymbolTable, View
 from krunch_plugins.compression.phrases import Phrase
-from krunch_plugins.compression.segments import MARK, Mark, numbered
+from krunch_plugins.compression.segments import MARK, Mark
 from krunch_plugins.compression.templates import SLOT, Template
 
 if TYPE_CHECKING:
@@ -35,26 +35,31 @@ _HEADER = re.compile(r"\*([1-9][0-9]{0,8})\n")
 
 
 class Lines:
-    """The last two lines of a growing text, so much of them as is needed to know them again.
+    """The last lines of a growing text, so much of them as is needed to know them again.
 
     Attributes:
         line: the beginning of the last line.
-        line_above: the beginning of the line above it; "" if there is none.
+        line_above: the beginning of the last line above it that is not blank; "" if there is none.
+        begun: there is any text at all.
     """
 
-    __slots__ = ("line", "line_above")
+    __slots__ = ("begun", "line", "line_above")
 
     def __init__(self) -> None:
         self.line = self.line_above = ""
+        self.begun = False
 
     def add(self, text: str) -> None:
         """The text has grown by this."""
         newline = text.rfind("\n")
+        self.begun = self.begun or text != ""
         if newline < 0:
             self.line = (self.line + text)[:LINE]
             return
-        start = text.rfind("\n", 0, newline) + 1
-        self.line_above = (text[start:newline] if start else self.line + text[:newline])[:LINE]
+        whole = text[:newline].rstrip()
+        start = whole.rfind("\n") + 1
+        above = (whole[start:] if start else self.line + whole)[:LINE].rstrip()
+        self.line_above = above or self.line_above
         self.line = text[newline + 1 :][:LINE]
 
 

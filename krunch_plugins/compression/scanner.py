@@ -107,7 +107,7 @@ class Where(Lines):
     def again(self) -> Where:
         """The same, for another look from the same place on."""
         other = Where()
-        other.line, other.line_above, other.block = self.line, self.line_above, self.block
+        other.line, other.line_above, other.begun, other.block = self.line, self.line_above, self.begun, self.block
         other.before, other.marks = self.before, self.marks
         other.above = dict(self.above)
         return other
@@ -116,13 +116,10 @@ class Where(Lines):
         """Text has gone by as it was written."""
         if not written:
             return
-        self.stood(written)
+        self.add(written)
         self.before = written[-1]
-        if self.before != MARK:
-            self.marks = 0
-        else:
-            run = len(written) - len(written.rstrip(MARK))
-            self.marks = run + (self.marks if run == len(written) else 0)
+        run = len(written) - len(written.rstrip(MARK))
+        self.marks = run + (self.marks if run == len(written) else 0)
 
     def stood(self, meaning: str) -> None:
         """Something has gone by that stands for this text."""
@@ -356,7 +353,7 @@ class _PieceReader:
         if sign == "{":
             return self._style(at)
         if sign == "N" and not marks and not where.line and where.copy is None:
-            return self._instruction(at)
+            return self._instruction(at, begun=where.begun)
         return self._plain(at, at + 1)
 
     def _plain(self, at: int, end: int) -> Piece:
@@ -451,11 +448,14 @@ class _PieceReader:
         opens = style[1] if style[1] in STYLES and self._meanings.holds(re.escape(MARK + style[0])) else None
         return Piece(style.end(), self._text[at : style.end()], opens=opens)
 
-    def _instruction(self, at: int) -> Piece | None:
+    def _instruction(self, at: int, *, begun: bool) -> Piece | None:
         """A sentence that explains the notation: it is no part of the text that it stands in front of."""
         for kind in sorted(self._meanings.told):
             sentence = legend.INSTRUCTIONS[kind]
             if self._text.startswith(sentence, at):
+                # In a text that talks about such requests it may stand anywhere.
+                if begun and self._meanings.holds(rf"(?<!\A)(?<!\.\n){re.escape(sentence)}"):
+                    break
                 return Piece(at + len(sentence), "", plain=False)
             if not self._final and sentence.startswith(self._text[at:]):
                 return None

@@ -206,6 +206,29 @@ def check_symbols(given: Case, exchange: Exchange) -> None:
         assert not cut, f"borders: a symbol ends inside {cut[0]!r} ({given.settings.profile})"
 
 
+def check_replies(given: Case, exchange: Exchange, rng: random.Random) -> None:
+    """A reply that repeats what was sent for a message is that message; and the same in any pieces.
+
+    Two exceptions: a mark at the very beginning of a message is escaped there, and would not be in the middle of a
+    reply; and references and rows that mean several things stay as they are.
+    """
+    for message, sent in zip(given.messages, exchange.messages, strict=True):
+        for text, written in zip(texts(message), texts(sent), strict=True):
+            result = exchange.finish({"role": "assistant", "content": written})["content"]
+            stream, place, pieces = exchange.stream(), 0, []
+            while place < len(written):
+                size = rng.randrange(1, 40)
+                chunk = {"choices": [{"index": 0, "delta": {"content": written[place : place + size]}}]}
+                pieces += stream.feed(chunk)
+                place += size
+            pieces += stream.flush()
+            streamed = "".join(piece["choices"][0]["delta"].get("content", "") for piece in pieces)
+            assert streamed == result, "reply: streamed, it is another one"
+            left = [line for line in result.split("\n") if line not in text.split("\n")]
+            assert text.startswith("¤") or all("¤" in line for line in left), f"reply: {left[0]!r} was not there"
+    assert not exchange.report.problems, f"reply: {exchange.report.problems}"
+
+
 def check_causal(given: Case) -> None:
     """Law 1: sent for a prefix is a prefix of sent for all, by one Krunch turn by turn and by a fresh one each."""
     whole = repr_each(given.sent())
