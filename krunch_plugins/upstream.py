@@ -56,6 +56,7 @@ class Answer:
         pieces: characters per streamed delta, text and arguments alike, over and over.
         break_after: in a stream, how many chunks are sent before the connection is cut; None: it ends as it should.
         status: HTTP status; one of 400 and above answers with an error that holds `text`.
+        cached_tokens: how many of a chat request's tokens the usage says were read from the cache.
     """
 
     text: str | None = None
@@ -64,6 +65,7 @@ class Answer:
     pieces: Sequence[int] = (1, 3, 2, 5, 8, 4)
     break_after: int | None = None
     status: int = 200
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,7 +323,7 @@ def _logprobs(body: Mapping[str, Any], text: str) -> dict[str, Any] | None:
     return {"content": entries, "refusal": None}
 
 
-def _usage(body: Mapping[str, Any], answers: Sequence[Answer]) -> dict[str, int]:
+def _usage(body: Mapping[str, Any], answers: Sequence[Answer]) -> dict[str, Any]:
     """Tokens of the texts on the wire, counted with the model's tokenizer (by fours of characters without one)."""
     try:
         count = load(encoding_for(str(body.get("model", "")))[0]).count
@@ -332,7 +334,10 @@ def _usage(body: Mapping[str, Any], answers: Sequence[Answer]) -> dict[str, int]
 
     prompt = sum(count(_text(message.get("content"))) for message in body.get("messages", ()))
     reply = sum(count(answer.text or "") + sum(count(c.arguments) for c in answer.tool_calls) for answer in answers)
-    return {"prompt_tokens": prompt, "completion_tokens": reply, "total_tokens": prompt + reply}
+    usage: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": reply, "total_tokens": prompt + reply}
+    if answers[0].cached_tokens:
+        usage["prompt_tokens_details"] = {"cached_tokens": min(answers[0].cached_tokens, prompt)}
+    return usage
 
 
 def _text(content: object) -> str:

@@ -1,4 +1,4 @@
-"""Replies that copy marks from their request: references, folded values, rows of templates. Through the public surface."""
+"""Replies that copy marks from their request: references, folded values, rows of templates."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ ONE = json.dumps({**BOOKINGS[1], "nights": 9})
     ],
 )  # fmt: skip
 def test_marks_in_the_words_of_a_model(written: str, meant: str) -> None:
-    """In a sentence, a fence or a list, with other spaces or commas, a part or something new: what is clear is expanded."""
+    """In a sentence, a fence or a list, with other spaces or commas, a part, or new: what is clear is expanded."""
     assert reply(request(), written) == meant
     assert streamed(request(), written, range(len(written))) == meant
 
@@ -286,8 +286,8 @@ def test_long_hostile_replies_pass(text: str) -> None:
     assert out + rest == text == reply(request(), text)
 
 
-PIECES = (*conversations.MARKS, *conversations.LETTERS, "¤1[(", "¤1(", '"Ann Ray"', " confirmed 4)", ")]", "¤3|", "¤3*2\n", "|",
-          "10.0.0.9|10:05:09|app.js|404|12", "¤[5 lines def area(shape … return width *]", "¤[", "]", "¤{json2}", "¤2(",
+PIECES = (*conversations.MARKS, *conversations.LETTERS, "¤1[(", "¤1(", '"Ann Ray"', " confirmed 4)", ")]", "¤3|", "¤3*2\n",
+          "|", "10.0.0.9|10:05:09|app.js|404|12", "¤[5 lines def area(shape … return width *]", "¤[", "]", "¤{json2}", "¤2(",
           "¤4", "¤4=", PROSE, "¤", "\n", "\\n", "`", "x", " ", '"', "\\", "{", "}", "=")  # fmt: skip
 hostile = st.lists(
     st.sampled_from(PIECES)
@@ -306,11 +306,11 @@ def test_any_split_of_a_reply_gives_the_whole(text: str, cuts: list[int], profil
 
 
 @quick
-@given(hostile, places, st.booleans(), st.booleans())
-@example('"¤1(', [4], False, False)
+@given(text=hostile, cuts=places, as_json=st.booleans(), ascii_only=st.booleans())
+@example(text='"¤1(', cuts=[4], as_json=False, ascii_only=False)
 def test_any_split_of_tool_arguments_gives_the_whole(
-    text: str, cuts: list[int], as_json: bool, ascii_only: bool
-) -> None:  # noqa: FBT001
+    text: str, cuts: list[int], *, as_json: bool, ascii_only: bool
+) -> None:
     """The same in tool-call arguments, JSON or not; JSON stays JSON, with the same keys and as many values."""
     given_text = json.dumps({"a": text, "b": [text, 1]}, ensure_ascii=ascii_only) if as_json else text
 
