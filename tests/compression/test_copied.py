@@ -209,8 +209,8 @@ def test_marks_in_tool_arguments_stay_json(place: int, ascii_only: bool) -> None
 def test_a_folded_value_outside_the_strings_of_json_is_json() -> None:
     """Where a model puts a value of the notation in the place of a JSON value, the arguments are JSON again."""
     given = (
-        '{"rows": ¤1[(B271 "Ann Ray" confirmed 4)(B371 "Ben Cole" cancelled 3)], "one": ¤1(B371 "Ben Cole" cancelled 9),'
-        ' "set": ¤{json2}¤2(3 ["a ¤4"]("Ann Ray" core)), "¤1": "¤1(", "n": 1}'
+        '{"rows": ¤1[(B271 "Ann Ray" confirmed 4)(B371 "Ben Cole" cancelled 3)], '
+        '"one": ¤1(B371 "Ben Cole" cancelled 9), "set": ¤{json2}¤2(3 ["a ¤4"]("Ann Ray" core)), "¤1": "¤1(", "n": 1}'
     )
 
     arguments = json.loads(argument(request(), given, range(len(given))))
@@ -286,9 +286,13 @@ def test_long_hostile_replies_pass(text: str) -> None:
     assert out + rest == text == reply(request(), text)
 
 
-PIECES = (*conversations.MARKS, *conversations.LETTERS, "¤1[(", "¤1(", '"Ann Ray"', " confirmed 4)", ")]", "¤3|", "¤3*2\n",
-          "|", "10.0.0.9|10:05:09|app.js|404|12", "¤[5 lines def area(shape … return width *]", "¤[", "]", "¤{json2}", "¤2(",
-          "¤4", "¤4=", PROSE, "¤", "\n", "\\n", "`", "x", " ", '"', "\\", "{", "}", "=")  # fmt: skip
+PIECES = (
+    *(*conversations.MARKS, *conversations.LETTERS),
+    *("¤1[(", "¤1(", '"Ann Ray"', " confirmed 4)", ")]", "¤{json2}", "¤2(", "¤4", "¤4=", PROSE),
+    *("¤3|", "¤3*2\n", "|", "10.0.0.9|10:05:09|app.js|404|12"),
+    *("¤[5 lines def area(shape … return width *]", "¤[", "]"),
+    *("¤", "\n", "\\n", "`", "x", " ", '"', "\\", "{", "}", "="),
+)
 hostile = st.lists(
     st.sampled_from(PIECES)
     | st.sampled_from([line for place in range(len(TEXTS)) for line in sent(place).split("\n")]),
@@ -364,7 +368,7 @@ def corpus(seed: int, profile: str) -> tuple[Exchange, list[str]]:
             texts.append(f"Result {number}: " + json.dumps(rng.choice((rows, rows[0], {"rows": rows, "next": None}))))
         elif kind == 1:
             lines = [
-                f"{rng.randrange(24)}:0{n} worker-{rng.randrange(3)} finished job {rng.randrange(99)} of queue mail in {n} s"
+                f"{rng.randrange(24)}:0{n} worker-{rng.randrange(3)} finished job {rng.randrange(99)} of mail in {n} s"
                 for n in range(8)
             ]
             texts.append(f"Log {number}\n" + "\n".join(lines) + "\nend of the log")
