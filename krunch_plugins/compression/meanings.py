@@ -11,11 +11,11 @@ from krunch_plugins.compression import legend
 from krunch_plugins.compression.decoder import Reader
 from krunch_plugins.compression.dictionary import Dictionary, SymbolTable, View
 from krunch_plugins.compression.phrases import Phrase
-from krunch_plugins.compression.segments import MARK, Mark
+from krunch_plugins.compression.segments import LETTERS, MARK, Mark
 from krunch_plugins.compression.templates import SLOT, Template
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 
     from krunch_plugins.compression.dictionary import Definition, State
     from krunch_plugins.compression.segments import Segment
@@ -31,6 +31,8 @@ _DIGITS = 9
 """Of the longest number that is ever defined."""
 
 _REFERENCE = re.compile(rf"{MARK}\[[^\n{MARK}]*\]")
+_PIECE = re.compile(rf"(?<!{MARK}){MARK}{{2,}}(?:[0-9]+[={{\[]|[{LETTERS}]=|[{{\[])|{MARK}\{{[a-z0-9]+\}}")
+_QUOTED = re.compile(rf"(?<!\A)(?<!\.\n)({'|'.join(map(re.escape, legend.INSTRUCTIONS.values()))})")
 _HEADER = re.compile(r"\*([1-9][0-9]{0,8})\n")
 
 
@@ -156,10 +158,13 @@ class Meanings:
         """The rows of a template in the request: how each is written, and the values that it may mean."""
         return self._read.rows.get(number, {})
 
-    def holds(self, pattern: str) -> bool:
-        """Whether a regular expression is found in a text as sent."""
-        search = re.compile(pattern).search
-        return any(search(text) for message in self._messages for text in legend.texts(message))
+    def writes(self, piece: str) -> bool:
+        """Whether the request has this escaped literal, or this mark of a style."""
+        return piece in self._read.pieces
+
+    def quotes(self, sentence: str) -> bool:
+        """Whether an instruction stands anywhere but in front of a text of the request: it is about such requests."""
+        return sentence in self._read.quoted
 
     @property
     def _read(self) -> _Request:
@@ -175,19 +180,27 @@ class _Request(NamedTuple):
         references: each reference, its spaces made even: wherever it stands, what it means and what is above it.
         keys: the references in alphabetical order.
         rows: by template, each row and the values that it stands for.
+        pieces: the escaped literals that begin with a mark and have something behind it, and the marks of styles.
+        quoted: the instructions that stand where they explain nothing.
     """
 
     references: Mapping[str, Collection[tuple[str, str]]]
     keys: Sequence[str]
     rows: Mapping[int, Mapping[str, Sequence[Values]]]
+    pieces: Container[str]
+    quoted: Container[str]
 
     @classmethod
     def read(cls, messages: Iterable[Message]) -> _Request:
         """Read a request from its beginning, as `restore` does."""
         references: dict[str, set[tuple[str, str]]] = {}
         rows: dict[int, dict[str, list[Values]]] = {}
+        pieces: set[str] = set()
+        quoted: set[str] = set()
         reader = Reader()
         for text in (text for message in messages for text in legend.texts(message)):
+            pieces.update(_PIECE.findall(text))
+            quoted.update(_QUOTED.findall(text))
             if len(reader.dictionary.templates) or SLOT in text:
                 view = View(reader.dictionary, len(reader.dictionary.definitions))
                 _note_rows(legend.split(text, view), view, rows)
@@ -200,7 +213,7 @@ class _Request(NamedTuple):
                 if isinstance(segment, Mark) and _REFERENCE.fullmatch(segment):
                     references.setdefault(_plain(segment), set()).add((meaning, lines.line_above))
                 lines.add(meaning)
-        return cls(references, sorted(references), rows)
+        return cls(references, sorted(references), rows, pieces, quoted)
 
 
 def _plain(reference: str) -> str:
