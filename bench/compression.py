@@ -1,8 +1,9 @@
-"""The table of figures in the README: what Krunch saves on conversations, as Markdown.
+"""The tables of figures in the README: what Krunch saves on conversations, and what others do, as Markdown.
 
     make bench                                  the conversations of the demo
     make bench CORPUS=folder/                   every *.jsonl in it
-    python bench/compression.py --readme FILES  also writes the table into README.md
+    python bench/compression.py --readme FILES  also writes the tables into README.md
+    python bench/compression.py --no-peers      Krunch alone; nothing is installed
 
 A file holds one conversation a line, as `krunch replay` takes them; at most 12 conversations of a file and 80 messages
 of a conversation are played, so that the long ones do not drown the others.
@@ -16,6 +17,9 @@ import sys
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from peers import PEERS, NotRun, use_local_tokenizers
+from peers import measure as measure_peer
 
 from krunch_plugins import Krunch, Settings
 from krunch_plugins.conversations import Conversation, Malformed, read_conversations
@@ -31,7 +35,7 @@ DEMO = ROOT / "krunch_plugins" / "data" / "demo.jsonl"
 START, END = "<!-- figures -->", "<!-- /figures -->"
 HEADINGS = (
     "conversations",
-    "profile",
+    "how",
     "saved",
     "of the last request",
     "worst request",
@@ -60,26 +64,37 @@ def load_conversations(file: Path, conversations: int, messages: int) -> Iterato
         yield dataclasses.replace(found, messages=found.messages[:messages])
 
 
-def rows(files: Iterable[Path], profiles: Iterable[str], conversations: int, messages: int) -> Iterator[str]:
-    """The lines of the table, as they are measured."""
+def rows(
+    files: Iterable[Path], profiles: Iterable[str], conversations: int, messages: int, *, peers: bool
+) -> Iterator[str]:
+    """The lines of the table, as they are measured: of each file Krunch's, and then the others'."""
     yield "| " + " | ".join(HEADINGS) + " |"
     yield "|---|---|" + "---:|" * (len(HEADINGS) - 2)
     for file in files:
+        played = list(load_conversations(file, conversations, messages))
         for profile in profiles:
-            totals = measure(load_conversations(file, conversations, messages), profile)
-            if not totals.requests:
-                continue
-            cells = (
-                f"{file.stem} ({totals.conversations})",
-                profile,
-                f"{100 * totals.saved:.1f} %",
-                f"{100 * totals.net:.1f} %",
-                f"{100 * totals.worst:.1f} %",
-                f"{totals.cost:.2f}",
-                f"{totals.restored} of {totals.requests}",
-                f"{totals.milliseconds_per_1000:.1f}",
-            )
-            yield "| " + " | ".join(cells) + " |"
+            yield row(file, f"Krunch, {profile}", measure(played, profile))
+        for peer in PEERS if peers else ():
+            found = measure_peer(peer, played, load(encoding_for(MODEL)[0], wait=True))
+            if isinstance(found, NotRun):
+                yield f"| {file.stem} | {found.name} | {found.why} |" + " |" * (len(HEADINGS) - 3)
+            else:
+                yield row(file, peer.name, found)
+
+
+def row(file: Path, how: str, totals: Totals) -> str:
+    """One line of the table."""
+    cells = (
+        f"{file.stem} ({totals.conversations})",
+        how,
+        f"{100 * totals.saved:.1f} %",
+        f"{100 * totals.net:.1f} %",
+        f"{100 * totals.worst:.1f} %",
+        f"{totals.cost:.2f}",
+        f"{totals.restored} of {totals.requests}",
+        f"{totals.milliseconds_per_1000:.1f}",
+    )
+    return "| " + " | ".join(cells) + " |"
 
 
 def write_readme(table: str) -> None:
@@ -103,11 +118,14 @@ def main() -> None:
     )
     parser.add_argument("--conversations", type=int, default=12, help="conversations of a file, at most")
     parser.add_argument("--messages", type=int, default=80, help="messages of a conversation, at most")
-    parser.add_argument("--readme", action="store_true", help="write the table into README.md, too")
+    parser.add_argument("--readme", action="store_true", help="write it into README.md, too")
+    parser.add_argument("--no-peers", action="store_true", help="measure Krunch alone")
     chosen = parser.parse_args()
+    use_local_tokenizers()
     files = [file for path in chosen.corpus for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])]
     lines = []
-    for line in rows(files, chosen.profile or ["balanced", "dense"], chosen.conversations, chosen.messages):
+    profiles = chosen.profile or ["balanced", "dense"]
+    for line in rows(files, profiles, chosen.conversations, chosen.messages, peers=not chosen.no_peers):
         print(line, flush=True)
         lines.append(line)
     if chosen.readme:
