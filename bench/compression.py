@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,15 +27,21 @@ from krunch_plugins.replay import Totals, play
 from krunch_plugins.tokens import encoding_for, load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 MODEL = "gpt-4o"
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "krunch_plugins" / "data" / "demo.jsonl"
+PEERS_INTRODUCTION = (
+    "",
+    "The same conversations and requests with others, in the same process: tokens saved over all requests, and cost.",
+    "*Restored* counts the requests in which each text is what it was, or JSON, or TOON, for an equal value.",
+    "",
+)
 START, END = "<!-- figures -->", "<!-- /figures -->"
 HEADINGS = (
     "conversations",
-    "how",
+    "profile",
     "saved",
     "of the last request",
     "worst request",
@@ -64,29 +70,37 @@ def load_conversations(file: Path, conversations: int, messages: int) -> Iterato
         yield dataclasses.replace(found, messages=found.messages[:messages])
 
 
-def rows(
-    files: Iterable[Path], profiles: Iterable[str], conversations: int, messages: int, *, peers: bool
-) -> Iterator[str]:
-    """The lines of the table, as they are measured: of each file Krunch's, and then the others'."""
+def rows(files: Iterable[Path], profiles: Iterable[str], conversations: int, messages: int) -> Iterator[str]:
+    """The lines of the table, as they are measured."""
     yield "| " + " | ".join(HEADINGS) + " |"
     yield "|---|---|" + "---:|" * (len(HEADINGS) - 2)
     for file in files:
-        played = list(load_conversations(file, conversations, messages))
         for profile in profiles:
-            yield row(file, f"Krunch, {profile}", measure(played, profile))
-        for peer in PEERS if peers else ():
-            found = measure_peer(peer, played, load(encoding_for(MODEL)[0], wait=True))
-            if isinstance(found, NotRun):
-                yield f"| {file.stem} | {found.name} | {found.why} |" + " |" * (len(HEADINGS) - 3)
-            else:
-                yield row(file, peer.name, found)
+            totals = measure(load_conversations(file, conversations, messages), profile)
+            if totals.requests:
+                yield row(file, profile, totals)
 
 
-def row(file: Path, how: str, totals: Totals) -> str:
+def peer_rows(files: Sequence[Path], conversations: int, messages: int) -> Iterator[str]:
+    """The same for other ways to make requests smaller: one line for each, saved and cost for each file."""
+    yield "| | " + " | ".join(file.stem for file in files) + " | restored | ms per 1,000 tokens |"
+    yield "|---|" + "---:|" * (len(files) + 2)
+    tokenizer = load(encoding_for(MODEL)[0], wait=True)
+    for peer in PEERS:
+        found = [measure_peer(peer, load_conversations(file, conversations, messages), tokenizer) for file in files]
+        cells = [one.why if isinstance(one, NotRun) else f"{100 * one.saved:.1f} %, {one.cost:.2f}" for one in found]
+        run = [totals for totals in found if isinstance(totals, Totals)]
+        new, milliseconds = sum(one.new_tokens for one in run), sum(one.milliseconds for one in run)
+        cells.append(f"{sum(one.restored for one in run)} of {sum(one.requests for one in run)}")
+        cells.append(f"{1_000 * milliseconds / new:.1f}" if new else "")
+        yield f"| {peer.name} | " + " | ".join(cells) + " |"
+
+
+def row(file: Path, profile: str, totals: Totals) -> str:
     """One line of the table."""
     cells = (
         f"{file.stem} ({totals.conversations})",
-        how,
+        profile,
         f"{100 * totals.saved:.1f} %",
         f"{100 * totals.net:.1f} %",
         f"{100 * totals.worst:.1f} %",
@@ -124,8 +138,10 @@ def main() -> None:
     use_local_tokenizers()
     files = [file for path in chosen.corpus for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])]
     lines = []
-    profiles = chosen.profile or ["balanced", "dense"]
-    for line in rows(files, profiles, chosen.conversations, chosen.messages, peers=not chosen.no_peers):
+    parts = [rows(files, chosen.profile or ["balanced", "dense"], chosen.conversations, chosen.messages)]
+    if not chosen.no_peers:
+        parts += [iter(PEERS_INTRODUCTION), peer_rows(files, chosen.conversations, chosen.messages)]
+    for line in chain.from_iterable(parts):
         print(line, flush=True)
         lines.append(line)
     if chosen.readme:
