@@ -37,6 +37,8 @@ PROFILES = ("safe", "balanced", "dense")
 LETTERS = "\u0531-\u0556\u0561-\u0587\u10d0-\u10f0"
 """Letters that may be names in `dense`, as a class of a regular expression."""
 
+MEMO_SIZES = (0, 1, 3_000, 64_000_000)
+
 ESCAPE_TOKENS = 2
 """What one more mark in a run of marks may cost at most: two tokens, one for each of its bytes."""
 
@@ -250,15 +252,17 @@ def check_forks(given: Case, rng: random.Random) -> None:
             forked = given.forked(rng)
             exchange = forked.prepare(krunch)
             check_exact(forked.messages, exchange.messages)
-            assert repr_each(exchange.messages) == repr_each(forked.sent()), "fork: differs from a fresh encoding"
-            assert set(exchange.symbols) == set(_symbols(forked)), "fork: carries symbols of another line"
+            with fresh(forked.settings) as other:
+                alone = forked.prepare(other)
+            assert repr_each(exchange.messages) == repr_each(alone.messages), "fork: differs from a fresh encoding"
+            assert dict(exchange.symbols) == dict(alone.symbols), "fork: carries symbols of another line"
         assert repr_each(given.prepare(krunch).messages) == repr_each(given.sent()), "fork: the first line changed"
 
 
-def check_memo(given: Case) -> None:
+def check_memo(given: Case, sizes: Sequence[int] = MEMO_SIZES) -> None:
     """A memo that holds nothing, little, or everything: the same bytes."""
     expected = repr_each(given.sent())
-    for memo_bytes in (0, 1, 3_000, 64_000_000):
+    for memo_bytes in sizes:
         settings = given.settings.model_copy(update={"memo_bytes": memo_bytes})
         with fresh(settings) as krunch:
             for stop in (*range(1, len(given.messages), 3), None, None):
@@ -271,6 +275,7 @@ def check_memo(given: Case) -> None:
 def check_threads(cases: Sequence[Case], threads: int = 8) -> None:
     """One Krunch, many sessions at once, and one session many times at once: the same bytes."""
     expected = [repr_each(each.sent()) for each in cases]
+    symbols = [_symbols_by_turn(each) for each in cases]
     jobs = [(index, stop) for index, each in enumerate(cases) for stop in range(1, len(each.messages) + 1)] * 2
     random.Random(len(jobs)).shuffle(jobs)
     with fresh(cases[0].settings) as krunch, ThreadPoolExecutor(threads) as pool:
@@ -278,9 +283,10 @@ def check_threads(cases: Sequence[Case], threads: int = 8) -> None:
         def run(job: tuple[int, int]) -> bool:
             index, stop = job
             exchange = cases[index].prepare(krunch, stop, session=("one", None, "two")[index % 3])
-            names = {name for name in exchange.symbols if exchange.symbols[name]}
-            same = names == set(_symbols(cases[index]._replace(messages=cases[index].messages[:stop])))
-            return same and repr_each(exchange.messages) == expected[index][:stop]
+            return (
+                dict(exchange.symbols) == symbols[index][stop - 1]
+                and repr_each(exchange.messages) == expected[index][:stop]
+            )
 
         wrong = [job for job, right in zip(jobs, pool.map(run, jobs), strict=True) if not right]
     assert not wrong, f"threads: other bytes for (case, messages) {wrong[:5]}"
@@ -311,9 +317,10 @@ def warm() -> None:
         load(encoding, wait=True)
 
 
-def _symbols(given: Case) -> dict[str, str]:
+def _symbols_by_turn(given: Case) -> list[dict[str, str]]:
+    """The symbols of the request of one message, of two, and so on."""
     with fresh(given.settings) as krunch:
-        return dict(given.prepare(krunch).symbols)
+        return [dict(given.prepare(krunch, stop).symbols) for stop in range(1, len(given.messages) + 1)]
 
 
 def _is_text(part: object) -> bool:
