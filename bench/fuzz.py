@@ -2,7 +2,7 @@
 
 The conversations are those of the property tests, each named by its seed. Every conversation is checked alone; some
 also as replies, and some turn by turn, forked, with small memos, or in threads, which takes ten times as long; with
-`--costly 1` all of them are. Half a million take a little over two hours of one core. A case that fails is made as small
+`--costly 1` all of them are. Half a million take two hours or so of one core. A case that fails is made as small
 as it gets and written to a JSON file, which `--replay` runs again. The exit code is 1 if any law was broken.
 """
 
