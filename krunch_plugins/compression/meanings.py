@@ -117,7 +117,7 @@ class Meanings:
         if not digits or digits[0] == "0" or len(digits) >= _DIGITS:
             return False
         if self._numbers is None:
-            names = islice(self._dictionary.position, self._known)  # in the order of the definitions
+            names = (one.name for one in self._dictionary.definitions[: self._known])
             self._numbers = sorted(int(name[1:]) for name in names if name[0] == MARK)
         first = last = int(digits)
         while self._numbers and first <= self._numbers[-1]:
