@@ -6,7 +6,7 @@ import copy
 import json
 import re
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from krunch_plugins.compression.scanner import Edit, MarkScanner, Scan, Where, has_special
 
@@ -135,11 +135,17 @@ class _JsonStage(_Stage):
     escape in JSON at all. There is one thing that is found outside strings and has strings in it: a folded value.
     """
 
-    __slots__ = ("_inside",)
+    __slots__ = ("_decoded", "_inside")
 
     def __init__(self, scanner: _Scanner) -> None:
         super().__init__(scanner)
         self._inside = False
+        self._decoded: _Decoded | None = None
+
+    def again(self) -> Self:
+        other = super().again()
+        other._decoded = None  # noqa: SLF001 - one of its own kind; what is decoded is added to in place
+        return other
 
     def feed(self, text: str, *, final: bool = False) -> str:
         raw = self._held + text
@@ -159,13 +165,19 @@ class _JsonStage(_Stage):
         """Read on within a string: what goes out, and where to go on; None: at the end, or undecided."""
         pairs = self._scanner.pairs
         stretch = _OPEN_STRING_TEXT if pairs and not final else _STRING_TEXT
-        match = stretch.match(raw, position)
-        end = match.end() if match else position
+        before, self._decoded = self._decoded, None
+        begun = before.end if before else position
+        match = stretch.match(raw, begun)
+        end = match.end() if match else begun
         cut = not final and _ESCAPE_BEGUN.match(raw, end) is not None
-        decoded, starts = _decode(raw, position, end, pairs=pairs)
+        decoded, starts = _decode(raw, begun, end, pairs=pairs)
+        if before:
+            decoded, starts = before.text + decoded, _joined(before.starts, starts)
         if end == len(raw) or cut:
             piece, stop = self._scan(raw, starts, decoded, final=final)
             self._held = raw[stop:]
+            if stop == 0 and not pairs:  # all of it is held back, and may be for long: it is not decoded each time
+                self._decoded = _Decoded(end, decoded, starts)
             return piece, None
         following = min(end + (1 if raw[end] == '"' else 2), len(raw))
         self._inside = raw[end] != '"'
@@ -190,6 +202,24 @@ class _JsonStage(_Stage):
 
     def _spell(self, text: str) -> str:
         return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+class _Decoded(NamedTuple):
+    """What the beginning of a held-back text stands for, up to `end`; see `_decode`."""
+
+    end: int
+    text: str
+    starts: Sequence[int]
+
+
+def _joined(before: Sequence[int], after: Sequence[int]) -> Sequence[int]:
+    """Where characters are spelled in two stretches of which the second begins where the first ends."""
+    if isinstance(before, range) and isinstance(after, range):
+        return range(before.start, after.stop)
+    joined = before if isinstance(before, list) else list(before)
+    joined.pop()  # the end of the first is the beginning of the second
+    joined.extend(after)
+    return joined
 
 
 def _decode(raw: str, start: int, end: int, *, pairs: bool) -> tuple[str, Sequence[int]]:

@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from krunch_plugins import Krunch, KrunchError, Settings, restore
+from krunch_plugins.compression.meanings import Meanings
+from krunch_plugins.compression.stream import ChunkExpander
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -323,6 +325,25 @@ def test_any_split_of_tool_arguments_gives_the_whole(
     if as_json:
         expanded = reply(request(), text)
         assert json.loads(result) == {"a": expanded, "b": [expanded, 1]}
+
+
+@quick
+@given(hostile, st.lists(st.integers(0, 5_000), max_size=8), st.booleans())
+def test_a_look_at_a_reply_on_its_way_changes_nothing(text: str, cuts: list[int], ascii_only: bool) -> None:  # noqa: FBT001
+    """What is assembled halfway is what the reply would be if it ended there, and the rest comes out all the same."""
+    arguments = json.dumps({"a": text}, ensure_ascii=ascii_only)
+    meanings = request().meanings
+    assert isinstance(meanings, Meanings)
+    expander, out = ChunkExpander(meanings, {}), []
+    for start, stop in pairwise(sorted({0, len(arguments), *(cut % len(arguments) for cut in cuts)})):
+        part = {"tool_calls": [{"index": 0, "function": {"arguments": arguments[start:stop]}}], "content": text}
+        out += expander.feed({"choices": [{"index": 0, "delta": part}]})
+        halfway = expander.assembled()[0][1]["tool_calls"][0]["function"]["arguments"]
+
+        assert halfway == argument(request(), arguments[:stop])
+    out += expander.flush()
+    calls = [call for part in out for call in part["choices"][0]["delta"].get("tool_calls", ())]
+    assert "".join(call["function"]["arguments"] for call in calls) == argument(request(), arguments)
 
 
 @quick
