@@ -7,6 +7,7 @@
     ├── RestoreError             a message that names something which no message before it defines
     ├── TokenizerUnavailable     no way to count tokens for a model right now
     ├── MissingExtra             an optional dependency is not installed; names the extra
+    ├── WrongDimension           a vector has another length than those it is to be compared with
     └── StoreError               stored data: writing, reading or checking it failed
         ├── StoreUnavailable     the directory cannot be used: missing, forbidden, read-only, foreign, replaced
         ├── StoreClosed          the store was closed before the call
@@ -119,6 +120,23 @@ class MissingExtra(KrunchError):  # noqa: N818 - reads as what it is
     def __init__(self, extra: str, what: str) -> None:
         self.extra, self.what = extra, what
         super().__init__(f"{what} needs an optional dependency: pip install 'krunch-plugins[{extra}]'")
+
+
+class WrongDimension(KrunchError):  # noqa: N818 - reads as what it is
+    """Vectors have another length than those of the index, so they come from another model.
+
+    Attributes:
+        expected: length of the vectors in the index.
+        found: length of those that were given.
+        what: what was given.
+    """
+
+    def __init__(self, expected: int, found: int, what: str) -> None:
+        self.expected, self.found, self.what = expected, found, what
+        super().__init__(
+            f"{what}: vectors have {found} dimensions, this index has {expected}; they come from another model. "
+            "An index holds the vectors of one model: give another model another index"
+        )
 
 
 class StoreError(KrunchError):

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from typing import TYPE_CHECKING, Any, Self, cast, overload
 
 from krunch_plugins.compression.plugin import CompressionPlugin
 from krunch_plugins.exchange import Exchange, Reply, Report
 from krunch_plugins.plugins import PluginInfo, Plugins, copy_tree
+from krunch_plugins.recall.recall import Recall
 from krunch_plugins.settings import Settings
+from krunch_plugins.storage.configured import hold_recent, open_store
 from krunch_plugins.storage.plugin import RecentTurnsPlugin, StoragePlugin
-from krunch_plugins.storage.recent import RecentTurns
-from krunch_plugins.storage.store import ConversationStore
 from krunch_plugins.streams import StreamedReply
+from krunch_plugins.turns import SearchQuery, characters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
     from krunch_plugins.compression.statistics import SessionStats, Stats
     from krunch_plugins.exchange import StreamExpander
-    from krunch_plugins.storage.recent import Listener
+    from krunch_plugins.storage.recent import RecentTurns
     from krunch_plugins.storage.retention import Forgotten
-    from krunch_plugins.turns import EvictReason, MemoStore, Message, Turn
+    from krunch_plugins.storage.store import ConversationStore
+    from krunch_plugins.turns import Embedder, EvictReason, MemoStore, Message, SearchHit, Turn
 
 
 class Krunch:
@@ -38,6 +39,7 @@ class Krunch:
         memo_store: where all workers note a session's last request and rebase; only `rebase="cold"` needs it. Default:
             the history store, if there is one.
         store: a history store of the caller's own, instead of one in `Settings.home`; the caller closes it.
+        embedder: turns texts into the vectors of the search; default: the built-in one.
         clock: seconds since the epoch; for tests.
 
     Raises:
@@ -51,22 +53,24 @@ class Krunch:
             is written to disk, and recent turns live in RAM only (`recent`).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a part that somebody brings, and all have defaults
         self,
         settings: Settings | None = None,
         *,
         plugins: Iterable[object] = (),
         memo_store: MemoStore | None = None,
         store: ConversationStore | None = None,
+        embedder: Embedder | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.settings = Settings.from_environment() if settings is None else settings
-        self.store = _open_store(self.settings, clock) if store is None else store
+        self.store = open_store(self.settings, clock) if store is None else store
         self._owns_store = store is None
         self._compression = CompressionPlugin(self.settings, clock, memo_store or self.store)
-        self._recent = None if self.store else _recent_turns(self.settings, clock, self._tell_evicted)
+        self._recent = None if self.store else hold_recent(self.settings, clock, self._tell_evicted)
         storage = StoragePlugin(self.store) if self.store else RecentTurnsPlugin(cast("RecentTurns", self._recent))
-        self._plugins = Plugins({"compression": self._compression, storage.name: storage})
+        self._recall = Recall(self.settings, self.store, embedder)
+        self._plugins = Plugins({"compression": self._compression, **self._recall.plugins(), storage.name: storage})
         if self.store is not None:
             self.store.on_evict(self._plugins.on_evict)
         try:
@@ -91,6 +95,7 @@ class Krunch:
         The instance can still be used, starting afresh, but it records nothing any more.
         """
         self._compression.forget()
+        self._recall.close()
         if self.store is not None and self._owns_store:
             self.store.close()
         if self._recent is not None:
@@ -157,6 +162,58 @@ class Krunch:
         if self._recent is not None:
             return self._recent.recent(session, n, tenant=tenant)
         return [] if self.store is None else self.store.recent(session, n, tenant=tenant)
+
+    def search(  # noqa: PLR0913 - each narrows the search by itself, given by name
+        self,
+        query: str,
+        *,
+        session: str | None = None,
+        tenant: str | None = None,
+        k: int = 10,
+        after: float | None = None,
+        before: float | None = None,
+        roles: Iterable[str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> list[SearchHit]:
+        """Find old turns: what all search plugins find, fused by reciprocal rank.
+
+        Args:
+            query: what to look for, in plain words; it is never parsed as a query language.
+            session: only in this session; None: in all sessions of the tenant.
+            tenant: whose turns; None is a tenant of its own.
+            k: how many at most, at least 1.
+            after: only turns stored at or after this time, seconds since the epoch.
+            before: only turns stored before this time, seconds since the epoch.
+            roles: only messages of these roles.
+            metadata: only turns whose metadata holds all of these.
+
+        Returns:
+            The best first; `hit.found_by` says which plugin found it at which rank.
+
+        Raises:
+            ValueError: `k` is below 1.
+            StoreError: the turns that were found could not be read.
+        """
+        if k < 1:
+            raise ValueError(f"k is {k}; a search is for 1 turn at least")
+        chosen = None if roles is None else frozenset([roles] if isinstance(roles, str) else roles)
+        asked = SearchQuery(query, session, tenant, k, after, before, chosen, metadata)
+        return self._recall.search(asked, self._plugins.on_search, cacheable=not self._plugins.has_outside("on_search"))
+
+    async def asearch(self, query: str, **filters: Any) -> list[SearchHit]:  # noqa: ANN401 - as `search` has them
+        """`search`, in a worker thread, because it reads from the disk; the same arguments."""
+        return await asyncio.to_thread(self.search, query, **filters)
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until everything stored so far is searchable in every way, embeddings too, and on disk.
+
+        Args:
+            timeout: seconds to wait at most.
+
+        Returns:
+            False if time ran out, or an embedder failed; it is tried again later, and words find the turns meanwhile.
+        """
+        return self._recall.flush(timeout)
 
     def _tell_evicted(self, session: str, turns: list[Turn], reason: EvictReason, tenant: str | None) -> None:
         self._plugins.on_evict(session, turns, reason, tenant)
@@ -303,63 +360,9 @@ class Krunch:
         return self.store is not None or outside("post_response") or outside("on_evict")
 
     def _is_large(self, messages: Iterable[Message]) -> bool:
-        limit = self.settings.large_request
-        characters = 0
+        limit, total = self.settings.large_request, 0
         for message in messages:
-            characters += _characters(message)
-            if characters > limit:
+            total += characters(message)
+            if total > limit:
                 return True
         return False
-
-
-_default: Krunch | None = None
-_default_lock = threading.Lock()
-
-
-def default_krunch() -> Krunch:
-    """The `Krunch` of everyone who brings none: one a process, made at first use, with settings from `KRUNCH_*`."""
-    global _default  # noqa: PLW0603 - one a process is the point
-    with _default_lock:
-        if _default is None:
-            _default = Krunch()
-        return _default
-
-
-def _open_store(settings: Settings, clock: Callable[[], float]) -> ConversationStore | None:
-    """The store that the settings ask for. Stored data fails loudly: if it cannot be opened, this raises."""
-    if settings.home is None:
-        return None
-    return ConversationStore(
-        settings.home,
-        durability=settings.durability,
-        hot_bytes=settings.hot_bytes,
-        hot_turns=settings.hot_turns,
-        hot_ttl=settings.hot_ttl,
-        retention_days=settings.retention_days,
-        retention_turns=settings.retention_turns,
-        tenant_quota_bytes=settings.tenant_quota_bytes,
-        clock=clock,
-    )
-
-
-def _recent_turns(settings: Settings, clock: Callable[[], float], on_evict: Listener) -> RecentTurns:
-    """What holds recent turns where there is no store."""
-    return RecentTurns(
-        max_bytes=settings.hot_bytes,
-        max_turns=settings.hot_turns,
-        ttl=settings.hot_ttl,
-        clock=clock,
-        on_evict=on_evict,
-    )
-
-
-def _characters(message: Message) -> int:
-    """Characters of the text that there is to work through: content and tool-call arguments."""
-    content, calls = message.get("content"), message.get("tool_calls")
-    texts = [content]
-    if isinstance(content, list):
-        texts += [part.get("text") for part in content if isinstance(part, dict)]
-    if isinstance(calls, list):
-        functions = [call.get("function") for call in calls if isinstance(call, dict)]
-        texts += [function.get("arguments") for function in functions if isinstance(function, dict)]
-    return sum(len(text) for text in texts if isinstance(text, str))

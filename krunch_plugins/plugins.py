@@ -17,7 +17,7 @@ import pluggy
 
 from krunch_plugins import hookspecs
 from krunch_plugins.errors import PluginError, RequestRefused
-from krunch_plugins.exchange import Problem
+from krunch_plugins.exchange import Exchange, Problem, Reply
 from krunch_plugins.turns import SearchHit
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from pluggy import HookImpl
 
-    from krunch_plugins.exchange import Exchange, Reply
     from krunch_plugins.turns import EvictReason, SearchQuery, Turn
 
 DISABLE_VARIABLE = "KRUNCH_DISABLE_PLUGINS"
@@ -323,13 +322,17 @@ def _what_is_wrong(hook: str, implementation: HookImpl) -> str:
     return ""
 
 
+@lru_cache(maxsize=2)
+def _kept(exchange: bool) -> tuple[str, ...]:  # noqa: FBT001 - which of the two
+    """The attributes of an exchange, or else of a reply, that are put back after a failure."""
+    return tuple(field.name for field in fields(Exchange if exchange else Reply) if field.name != "report")
+
+
 def _remember(thing: Exchange | Reply, in_place: Sequence[str]) -> Callable[[], None]:
     """A function that puts back what a hook changed; of the attributes `in_place` copies are kept."""
-    before = {}
-    for field in fields(thing):
-        if field.name != "report":
-            value = getattr(thing, field.name)
-            before[field.name] = copy_tree(value) if field.name in in_place else value
+    before = {name: getattr(thing, name) for name in _kept(isinstance(thing, Exchange))}
+    for name in in_place:
+        before[name] = copy_tree(before[name])
 
     def undo() -> None:
         for name, value in before.items():

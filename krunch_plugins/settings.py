@@ -75,6 +75,44 @@ class EfficiencySettings(BaseModel):
     force_compression: bool = Field(default=False, description="Buy new entries whatever they save.")
 
 
+WEIGHTS = {"words": 1.0, "vectors": 0.2, "topics": 0.1}
+"""What Krunch's own search plugins count in the fusion; see docs/recall.md for how they were chosen."""
+
+
+class RecallSettings(BaseModel):
+    """How old turns are found again. Part of `Settings`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    voices: frozenset[Literal["words", "vectors", "topics"]] = Field(
+        default=frozenset({"words", "vectors"}),
+        description="What searches the history: words (BM25), vectors (embeddings), topics (warm places of the torus).",
+    )
+    weights: dict[str, float] = Field(
+        default=WEIGHTS,
+        description="What a search plugin counts in the fusion, by its name; outside ones that are not named count 1.",
+    )
+    window_weight: float = Field(
+        default=1.0,
+        ge=0,
+        description="What the words around a turn count beside its own: two turns before, one after. 0: nothing.",
+    )
+    rank_constant: float = Field(
+        default=60.0, gt=0, description="Of the reciprocal-rank fusion: the higher, the less first ranks stand out."
+    )
+    depth: int = Field(
+        default=50, ge=1, description="Hits that each search plugin is asked for at least, before they are fused."
+    )
+    wait_seconds: float = Field(
+        default=30.0,
+        ge=0,
+        description="Seconds that a search waits while the index of words is built; then it uses what is there.",
+    )
+    cached_queries: int = Field(
+        default=1024, ge=0, description="Answers that are remembered until something is appended. 0: none."
+    )
+
+
 class Settings(BaseModel):
     """All options, frozen. From keyword arguments, `Settings.load(file)`, or `Settings.from_environment()`.
 
@@ -152,6 +190,8 @@ class Settings(BaseModel):
         EfficiencySettings(),
         description="When to stop buying new entries, and how much is remembered for the statistics.",
     )
+
+    recall: RecallSettings = Field(RecallSettings(), description="How old turns are found again.")
 
     home: Path | None = Field(
         None,
@@ -325,6 +365,7 @@ def _allowed(field: FieldInfo) -> str:
         bool: "true or false",
         str: "a string",
         EfficiencySettings: "a table of settings",
+        RecallSettings: "a table of settings",
         dict[str, int]: "a table of whole numbers by model (in a variable: as JSON)",
         dict[str, float]: "a table of numbers by model (in a variable: as JSON)",
         dict[str, ModelPrice]: "a table of prices by model, each with input, output, cache_read and cache_write from 0 "

@@ -33,6 +33,9 @@ BPE_URLS = {
 
 _SAME_FILE = {"o200k_harmony": "o200k_base", "p50k_edit": "p50k_base"}
 
+_LONG, _RECENT = 256, 16
+"""Characters of a text that is worth remembering, and how many are."""
+
 _lock = threading.Lock()
 _loaded: dict[str, Tokenizer] = {}
 _failed: dict[str, str] = {}
@@ -77,6 +80,33 @@ class Tokenizer:
     def token_lengths(self, tokens: list[int]) -> NDArray[np.uint16]:
         """Length of each token in bytes of UTF-8."""
         return self._lengths[tokens]
+
+
+class RecentTokens(Tokenizer):
+    """A tokenizer for the length of one request: it remembers the last few long texts, which are counted repeatedly.
+
+    Args:
+        tokenizer: what counts.
+    """
+
+    __slots__ = ("_recent",)
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._encoding, self._lengths = tokenizer._encoding, tokenizer._lengths  # noqa: SLF001 - of its own class
+        self.name = tokenizer.name
+        self._recent: dict[str, list[int]] = {}
+
+    def encode(self, text: str) -> list[int]:
+        """As `Tokenizer.encode`; the list is shared and must not be changed."""
+        if len(text) < _LONG:
+            return super().encode(text)
+        tokens = self._recent.get(text)
+        if tokens is None:
+            tokens = super().encode(text)
+            if len(self._recent) >= _RECENT:
+                self._recent.clear()
+            self._recent[text] = tokens
+        return tokens
 
 
 @lru_cache(maxsize=1024)

@@ -171,6 +171,13 @@ class TurnStore(TurnLog, StateStore, Protocol):
     def recent(self, session: str, n: int = 20, *, tokens: int | None = None, tenant: str | None = None) -> list[Turn]:
         """The newest turns, in order."""
 
+    def put_state_if(self, session: str, name: str, data: bytes, *, key: str, tenant: str | None = None) -> bool:
+        """`put_state`, unless the session is not there or no longer the one of this key (`TurnEvent.key`).
+
+        It does not count as use. Returns whether it was done: what is derived from a session in the background must not
+        begin it again after it was forgotten.
+        """
+
     def sessions(self, tenant: str | None = None) -> list[str]:
         """Ids of a tenant's sessions, the last used first."""
 
@@ -184,15 +191,32 @@ class TurnStore(TurnLog, StateStore, Protocol):
 class Embedder(Protocol):
     """Turns texts into vectors. Near meanings should get near vectors (by cosine).
 
-    Called in batches, from a background thread and from the thread of a search, possibly at the same time.
+    Called in batches, from a background thread and from the thread of a search, possibly at the same time. It may also
+    have `batch_size`, how many texts it likes in a call, and `embed_query(text)`, which gives the vector of a query,
+    shape (dimension,), where that is not made as a document's is.
 
-    Attributes:
-        name: names the model for good; vectors of another name are never compared with these.
-        dimension: length of each vector.
+    Both attributes may be plain ones.
     """
 
-    name: str
-    dimension: int
+    @property
+    def name(self) -> str:
+        """Names the model for good; vectors of another name are never compared with these."""
+
+    @property
+    def dimension(self) -> int:
+        """Length of each vector."""
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors of the texts: float32, shape (len(texts), dimension). What it raises is retried later."""
+
+
+def characters(message: Message) -> int:
+    """Characters of the text that there is to work through: content and tool-call arguments."""
+    content, calls = message.get("content"), message.get("tool_calls")
+    texts = [content]
+    if isinstance(content, list):
+        texts += [part.get("text") for part in content if isinstance(part, dict)]
+    if isinstance(calls, list):
+        functions = [call.get("function") for call in calls if isinstance(call, dict)]
+        texts += [function.get("arguments") for function in functions if isinstance(function, dict)]
+    return sum(len(text) for text in texts if isinstance(text, str))

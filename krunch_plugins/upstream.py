@@ -10,6 +10,7 @@ and a real socket, is kept, and can be looked at afterwards.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
 import threading
@@ -234,6 +235,20 @@ def _chat(handler: _Handler, body: dict[str, Any], answers: Sequence[Answer], nu
     )
 
 
+def _embeddings(handler: _Handler, body: dict[str, Any], answers: Sequence[Answer], number: int) -> None:
+    """POST /v1/embeddings: a vector for each text, eight numbers that depend on nothing but the text."""
+    del answers, number
+    given = body.get("input") or []
+    texts = [given] if isinstance(given, str) else [str(text) for text in given]
+    digests = [hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest() for text in texts]
+    data = [
+        {"object": "embedding", "index": index, "embedding": [byte / 255 for byte in digest]}
+        for index, digest in enumerate(digests)
+    ]
+    usage = {"prompt_tokens": len(texts), "total_tokens": len(texts)}
+    handler.send_json({"object": "list", "model": body.get("model", ""), "data": data, "usage": usage})
+
+
 def _whole(body: Mapping[str, Any], answer: Answer, index: int) -> dict[str, Any]:
     """One choice of a plain reply."""
     message: dict[str, Any] = {"role": "assistant", "content": answer.text, **answer.extra}
@@ -350,5 +365,6 @@ def _text(content: object) -> str:
 
 _ROUTES: Mapping[str, Callable[[_Handler, dict[str, Any], Sequence[Answer], int], None]] = {
     "/v1/chat/completions": _chat,
+    "/v1/embeddings": _embeddings,
 }
 """What is served, by path."""

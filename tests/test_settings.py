@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from krunch_plugins import Krunch, Settings
 from krunch_plugins.errors import SettingsError
-from krunch_plugins.settings import EfficiencySettings
+from krunch_plugins.settings import EfficiencySettings, RecallSettings
 
 WRONG: list[tuple[str, Any, str]] = [
     ("mode", 1, "one of 'on', 'observe', 'off'"),
@@ -199,6 +199,8 @@ def test_nothing_but_a_settings_error_ever_comes_out(key: str, value: Any) -> No
         assert refused.key.partition(".")[0] == key
     elif key == "efficiency" and isinstance(value, dict):
         assert chosen.efficiency == EfficiencySettings(**value)
+    elif key == "recall" and isinstance(value, dict):
+        assert chosen.recall == RecallSettings(**value)
     elif key == "roles":
         assert chosen.roles == frozenset(value)
     elif key == "home" and isinstance(value, str):

@@ -6,6 +6,8 @@
     litellm.callbacks = [krunch_litellm.KrunchCallback()]           # patches nothing: acompletion without streams
     krunch_litellm.completion(model=..., messages=...)              # patches nothing: a drop-in
 
+    Krunch(settings, embedder=krunch_litellm.LiteLLMEmbedder("text-embedding-3-small"))     # to search old turns
+
 The conversation's id comes from `metadata={"session_id": ...}` or `litellm_session_id=...`. LiteLLM itself is imported
 when one of these names is first used.
 """
@@ -20,12 +22,14 @@ from krunch_plugins.errors import MissingExtra
 if TYPE_CHECKING:
     from krunch_litellm.callback import KrunchCallback
     from krunch_litellm.calls import acompletion, completion
+    from krunch_litellm.embeddings import LiteLLMEmbedder
     from krunch_litellm.patch import install, uninstall
 
-__all__ = ["KrunchCallback", "acompletion", "completion", "install", "uninstall"]
+__all__ = ["KrunchCallback", "LiteLLMEmbedder", "acompletion", "completion", "install", "uninstall"]
 
 _HOME = {
     "KrunchCallback": "callback",
+    "LiteLLMEmbedder": "embeddings",
     "acompletion": "calls",
     "completion": "calls",
     "install": "patch",

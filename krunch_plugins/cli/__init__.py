@@ -166,6 +166,37 @@ def history(session: SessionId, tenant: Tenant = None) -> None:
 
 
 @app.command()
+def search(
+    query: Annotated[str, typer.Argument(help="What to look for, in plain words.")],
+    session: Annotated[str | None, typer.Option("--session", help="Only in this session.", show_default=False)] = None,
+    tenant: Tenant = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many turns at most.")] = 10,
+) -> None:
+    """Find old turns in the history, and say which search plugin found them. Exit code 1 if there are none."""
+    from krunch_plugins.cli.search import run
+
+    raise typer.Exit(run(query, session=session, tenant=tenant, k=k))
+
+
+@app.command()
+def topics(
+    session: SessionId,
+    tenant: Tenant = None,
+    size: Annotated[int, typer.Option("--size", min=4, max=200, help="Columns and rows of the grid.")] = 50,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", dir_okay=False, help="Draw the map into a picture, too.", metavar="PNG")
+    ] = None,
+) -> None:
+    """Show what a session is about: a map on which near meanings are near, warm where it was of late, with names.
+
+    The map is a torus: left meets right, top meets bottom.
+    """
+    from krunch_plugins.cli.topics import run
+
+    raise typer.Exit(run(session, tenant=tenant, size=size, plot=plot))
+
+
+@app.command()
 def check(
     repair: Annotated[bool, typer.Option("--repair", help="Move what is damaged aside; nothing is deleted.")] = False,
 ) -> None:

@@ -20,7 +20,7 @@ MOST_LINES = 40
 """Conversations are parted by thin lines as long as there are no more than this; more would be a grey area."""
 
 
-def check_plot(path: Path) -> None:
+def check_plot(path: Path, command: str = "krunch replay --plot") -> None:
     """Find out before the work, not after it, that nothing can be drawn.
 
     Raises:
@@ -28,7 +28,7 @@ def check_plot(path: Path) -> None:
         typer.BadParameter: the picture's folder does not exist, or its suffix is no format.
     """
     if find_spec("matplotlib") is None:
-        raise MissingExtra("plot", "krunch replay --plot")
+        raise MissingExtra("plot", command)
     from matplotlib.figure import Figure
 
     folder, formats = path.resolve().parent, Figure().canvas.get_supported_filetypes()

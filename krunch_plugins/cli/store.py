@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from krunch_plugins.cli.terminal import console, printable
+from krunch_plugins.krunch import Krunch
 from krunch_plugins.settings import Settings
 from krunch_plugins.storage.store import ConversationStore
 
@@ -89,10 +90,12 @@ def import_(file: Path, tenant: str | None) -> int:
 
 def forget(session: str, tenant: str | None) -> int:
     """Remove every trace of a session; the exit code."""
-    with _open() as store:
+    settings = Settings.from_environment()
+    with _open() as store, Krunch(settings, store=store) as krunch:  # the indexes of recall forget with it
         if store.info(session, tenant) is None:
             return _unknown(session)
-        removed = store.forget(session, tenant=tenant)
+        removed = krunch.forget(session, tenant=tenant)
+    assert removed is not None
     for name, count in asdict(removed).items():
         if name != "scrubbed" and count:
             typer.echo(f"{name.replace('_', ' ')} removed: {count}")

@@ -190,10 +190,18 @@ def _names(model: str) -> list[str]:
 
 def _look_up(model: str, own: Mapping[str, float], table: Mapping[str, float]) -> float:
     for names in (own, table):
-        for pattern, value in names.items():
-            if any(fnmatchcase(_plain(name), _plain(pattern)) for name in _names(model)):
-                return value
+        pattern = _first_fit(model, tuple(names))
+        if pattern is not None:
+            return names[pattern]
     return 0.0
+
+
+@lru_cache(maxsize=1024)
+def _first_fit(model: str, patterns: tuple[str, ...]) -> str | None:
+    """The first pattern that fits one of a model's names."""
+    names = [_plain(name) for name in _names(model)]
+    fits = (pattern for pattern in patterns if any(fnmatchcase(name, _plain(pattern)) for name in names))
+    return next(fits, None)
 
 
 def _plain(name: str) -> str:

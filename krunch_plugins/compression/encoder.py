@@ -32,6 +32,7 @@ from krunch_plugins.compression.segments import LETTERS, Mark, Symbol, merge, nu
 from krunch_plugins.compression.shapes import Shape
 from krunch_plugins.compression.templates import Template
 from krunch_plugins.exchange import MessageReport, Reason
+from krunch_plugins.tokens import RecentTokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -101,13 +102,14 @@ class EncodedMessage(NamedTuple):
 
 
 class Encoder:
-    """Encodes messages one after the other. Has no state of its own; thread-safe."""
+    """Encodes the messages of one request, one after the other."""
 
-    __slots__ = ("_letters", "_mining", "_rounds", "options", "tokenizer")
+    __slots__ = ("_letters", "_mining", "_rounds", "brief", "options", "tokenizer")
 
     def __init__(self, tokenizer: Tokenizer, options: Options) -> None:
-        self.tokenizer, self.options = tokenizer, options
+        self.tokenizer, self.options = RecentTokens(tokenizer), options
         dense = options.profile == "dense"
+        self.brief = dense
         self._rounds = 2 if dense else 1  # phrases within phrases; more rounds gained under 0.3 points
         self._letters = letters(tokenizer) if dense else ""
         self._mining = Mining(multiline=options.profile != "safe", nested=dense, apart=bool(self._letters))
@@ -149,25 +151,29 @@ class Encoder:
         if not compress or len(before) < self.options.min_tokens:
             state.dictionary.lines.add_text(text)
             return best
-        segments = repeats.refer(text, state.dictionary.lines, self.tokenizer.count)
-        plain, evidence = best, Evidence()
+        segments = repeats.refer(text, state.dictionary.lines, self.tokenizer.count, brief=self.brief)
+        better: list[tuple[EncodedText, list[Segment] | None]] = [(best, None)]
         known = best.tokens_after
         for sources, draft in self._drafts(text, segments, before, state, defines=defines):
+            last, source = better[-1]
             buys = any(isinstance(one, Phrase) for one in draft.added)
             if not buys:
                 known = min(known, draft.tokens_after)
-            if draft.tokens_after > best.tokens_after - MIN_GAIN or not _is_read(draft.sent, sources, state):
+            if draft.tokens_after > last.tokens_after - MIN_GAIN:
                 continue
             seen = Evidence(draft.reused, len(before) if draft.reused else 0)
             if buys:  # what was bought is on top of the best way without
                 seen = Evidence(draft.reused + known - draft.tokens_after, len(before))
                 if not state.monitor.allows(seen, self.options.efficiency):
-                    best, evidence = best._replace(paused=True), seen
+                    better[-1] = last._replace(paused=True, evidence=seen), source
                     continue
-            best, evidence = draft._replace(tokens_before=len(before), escaped=best.escaped), seen
-        if best.tokens_after < plain.tokens_after and self._is_held_back(best, state):
-            return plain._replace(held_back=True)
-        return best._replace(evidence=evidence)
+            draft = draft._replace(tokens_before=len(before), escaped=best.escaped, evidence=seen)  # noqa: PLW2901 - the same
+            better.append((draft, sources))
+        while (source := better[-1][1]) is not None and not _is_read(better[-1][0].sent, source, state):
+            better.pop()
+        if len(better) > 1 and self._is_held_back(better[-1][0], state):
+            return best._replace(held_back=True)
+        return better[-1][0]
 
     def _is_held_back(self, done: EncodedText, state: State) -> bool:
         """Whether the conversation, with a text sent so, would be too short to be cached, and the policy minds."""
@@ -194,7 +200,9 @@ class Encoder:
         count = self.tokenizer.count
         book = state.dictionary.templates
         numbers = state.numbers()
-        folded, found = folds.fold(segments, state.dictionary.shapes, numbers if defines else None, count)
+        folded, found = folds.fold(
+            segments, state.dictionary.shapes, numbers if defines else None, count, ditto=self.brief
+        )
         added: list[Definition] = [Shape(*shape) for shape in found]
         share = sum(map(text.count, digits)) / max(len(text), 1)
         rows, forms = folded, list[Template]()
@@ -237,7 +245,7 @@ class Encoder:
         start = "" if segments and isinstance(segments[0], Mark) else text
         if body != text:
             tokens = self.tokenizer.encode(body)
-            yield self._draft(start, body, added, used, state)._replace(reused=reused)
+            yield self._draft(start, body, added, used, state, tokens=len(tokens))._replace(reused=reused)
         if not defines:
             return
         last = max([int(one.name[1:]) for one in added], default=0)
@@ -261,8 +269,11 @@ class Encoder:
         names = chain(state.free(self._letters), map(numbered, numbers))
         phrases: list[Definition] = []
         used = 0
-        for _ in range(self._rounds):
-            candidates = mine(atoms, "".join(atoms), tokens, self.tokenizer, self._mining)
+        for again in range(self._rounds):
+            text = "".join(atoms)
+            if again:
+                tokens = self.tokenizer.encode(text)
+            candidates = mine(atoms, text, tokens, self.tokenizer, self._mining)
             if not candidates:
                 break
             new, atoms, symbols = _define(atoms, candidates, names, view)
@@ -270,7 +281,6 @@ class Encoder:
                 view.add(phrase)
             phrases += new
             used += symbols
-            tokens = self.tokenizer.encode("".join(atoms))
         return atoms, phrases, used
 
     def _reused(self, pieces: list[Piece], state: State) -> int:
@@ -280,19 +290,23 @@ class Encoder:
             position = state.dictionary.position[piece.name]
             definition = state.dictionary.definitions[position]
             if isinstance(definition, Phrase) and state.monitor.is_recent(position):
-                saved += self.tokenizer.count(definition.text) - SYMBOL_TOKENS
+                saved += self.tokenizer.count(definition.text) - (1 if definition.name in LETTERS else SYMBOL_TOKENS)
         return saved
 
-    def _draft(self, start: str, body: str, added: list[Definition], used: int, state: State) -> EncodedText:
+    def _draft(  # noqa: PLR0913 - as `_phrases`
+        self, start: str, body: str, added: list[Definition], used: int, state: State, *, tokens: int | None = None
+    ) -> EncodedText:
         """A way to send a text: its body, which defines what is `added`, and the instruction if that is the first.
 
-        `start` is what the text begins with, and the rest of it, unless it begins with a mark of ours.
+        `start` is what the text begins with, and the rest of it, unless it begins with a mark of ours; `tokens` are
+        those of the body, if they are known.
         """
         head = legend.head(added, state.told)
         sent = head + legend.escape_start(body, start)
         overhead = self.tokenizer.count(head) if head else 0
         overhead += sum(DEFINITION_TOKENS if isinstance(one, Phrase) else SYMBOL_TOKENS for one in added)
-        return EncodedText(sent, 0, self.tokenizer.count(sent), overhead, added, used, escaped=False)
+        count = self.tokenizer.count(sent) if tokens is None or sent != body else tokens
+        return EncodedText(sent, 0, count, overhead, added, used, escaped=False)
 
 
 def plain(message: Message, index: int, state: State, options: Options) -> EncodedMessage:

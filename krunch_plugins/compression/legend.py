@@ -75,7 +75,8 @@ def literal_names(text: str) -> set[str]:
     r"""What stands in `text` and looks like the name of an entry, its mark also JSON-escaped (`\u00a4`)."""
     if text.isascii() and "u00" not in text:
         return set()
-    return {MARK + number for number in _NUMBER.findall(text)}.union(_LETTER.findall(text))
+    numbers = _NUMBER.findall(text) if MARK in text or "u00" in text else ()
+    return {MARK + number for number in numbers}.union(_LETTER.findall(text))
 
 
 def escape(text: str, defined: Container[str]) -> str:
@@ -89,7 +90,9 @@ def escape(text: str, defined: Container[str]) -> str:
     def marked(letter: re.Match[str]) -> str:
         return MARK + letter[0] if letter[0] in defined else letter[0]
 
-    return _LONE_LETTER.sub(marked, _RUN.sub(longer, text))
+    if MARK in text:
+        text = _RUN.sub(longer, text)
+    return _LONE_LETTER.sub(marked, text) if _LETTER.search(text) else text
 
 
 def escape_start(sent: str, original: str) -> str:

@@ -42,16 +42,26 @@ def keys(messages: Iterable[Message], before: Key, no_definitions: Container[int
     """The key of each message, in order; `no_definitions` are the positions of those that define nothing."""
     out: list[Key] = []
     for index, message in enumerate(messages):
-        parts = [str(message.get("role", "")), *legend.texts(message)]
-        data = [part.encode("utf-8", "surrogatepass") for part in parts]
-        # Names in arguments are not told from texts by how they read, only by how many texts there are before them.
-        names = {name for text in legend.arguments(message) for name in legend.literal_names(text)}
-        data += (name.encode() for name in sorted(names))
-        lengths = b"%d:" % len(parts) + b",".join(b"%d" % len(part) for part in data)
         how = b"-" if index in no_definitions else b";"
-        before = blake2b(b"".join((before, lengths, how, *data)), digest_size=16).digest()
+        role, content = message.get("role"), message.get("content")
+        if type(content) is str and type(role) is str and not message.get("tool_calls"):  # as most are
+            first, second = role.encode("utf-8", "surrogatepass"), content.encode("utf-8", "surrogatepass")
+            data = b"%b2:%d,%d%b%b%b" % (before, len(first), len(second), how, first, second)
+        else:
+            data = b"".join((before, *_facts(message, how)))
+        before = blake2b(data, digest_size=16).digest()
         out.append(before)
     return out
+
+
+def _facts(message: Message, how: bytes) -> list[bytes]:
+    """What a message's encoding depends on, with the lengths of its parts in front."""
+    parts = [str(message.get("role", "")), *legend.texts(message)]
+    data = [part.encode("utf-8", "surrogatepass") for part in parts]
+    # Names in arguments are not told from texts by how they read, only by how many texts there are before them.
+    names = {name for text in legend.arguments(message) for name in legend.literal_names(text)}
+    data += (name.encode() for name in sorted(names))
+    return [b"%d:" % len(parts), b",".join(b"%d" % len(part) for part in data), how, *data]
 
 
 class _Line:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from krunch_plugins import tokens
@@ -130,9 +131,7 @@ class CompressionPlugin:
         minimum = cost.cache_minimum(exchange.model, self._settings)
         # Two models with one tokenizer share what was sent before, unless it depends on the model.
         options = self._options._replace(cache_minimum=minimum if self._options.cache_floor != "nothing" else 0)
-        roles = sorted(options.roles)  # a set's own order depends on the hash seed
-        facts = [tokenizer.name, repr((roles, options._replace(roles=frozenset())))]
-        root = memo.root([*facts, exchange.tenant, exchange.session, *sorted(literals)])
+        root = memo.root([tokenizer.name, _named(options), exchange.tenant, exchange.session, *sorted(literals)])
         keys = memo.keys(exchange.messages, root, exchange.no_definitions)
         owner = (exchange.tenant, exchange.session)
         work = _Work(Encoder(tokenizer, options), literals, owner, exchange.no_definitions)
@@ -240,6 +239,13 @@ class CompressionPlugin:
                 self._tools.clear()
             seen = self._tools[key] = (tokenizer.count(text), frozenset(legend.literal_names(text)))
         return seen
+
+
+@lru_cache(maxsize=64)
+def _named(options: Options) -> str:
+    """The options as text, the same in every process."""
+    roles = sorted(options.roles)  # a set's own order depends on the hash seed
+    return repr((roles, options._replace(roles=frozenset())))
 
 
 def _name(exchange: Exchange, keys: Sequence[memo.Key]) -> Name:

@@ -197,7 +197,7 @@ def _prepare(text: str, message: Message, state: State, numbers: Iterator[int], 
     if message.get("role", "") not in encoder.options.roles or tokens < encoder.options.min_tokens:
         dictionary.lines.add_text(text)
         return _Text(text, tokens, None, [])
-    segments = repeats.refer(text, dictionary.lines, count)
+    segments = repeats.refer(text, dictionary.lines, count, brief=encoder.brief)
     segments, shapes = folds.fold(segments, dictionary.shapes, numbers, count)
     segments, forms = templates.extract(segments, dictionary.templates, numbers, count)
     added: list[Definition] = [*(Shape(*shape) for shape in shapes), *forms]

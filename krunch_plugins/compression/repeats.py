@@ -4,11 +4,12 @@
     ¤[eyJhbGciOiJIUzI1]
     ¤[14 lines, indent +4: def area(self … return width *]
     ¤[14 lines, numbers +3: 20:def … 33:return width]
+    ¤[14 def area(self]
 
 A reference stands on a line of its own and means: the latest run of so many lines (or the latest line), earlier in
 the request or in the same text, whose first and last line begin so; indented by so many spaces more or less, or with
-so much added to the number that each line begins with, as tools print them. Quotes leave out the space around a line
-and end after a word.
+so much added to the number that each line begins with, as tools print them. The last form, of the profile "dense",
+quotes the first line only. Quotes leave out the space around a line and end after a word.
 """
 
 from __future__ import annotations
@@ -44,10 +45,15 @@ _TELLING = 6
 
 _SHIFT = r"(indent|numbers) ([+-][0-9]+)"
 _LINES = re.compile(rf"{MARK}\[([1-9][0-9]*) lines(?:, {_SHIFT}:)? (.*?) … (.*)\]")
+_BRIEF = re.compile(rf"{MARK}\[([1-9][0-9]*)(?:, {_SHIFT}:)? (.*)\]")
 _LINE = re.compile(rf"{MARK}\[(?:{_SHIFT}: )?(.*)\]")
 _OPEN = MARK + "["
 _JOIN = " … "
+_SPECIAL = re.compile(r"indent|numbers|lines|[0-9]+[ ,]")
 _NUMBERED = re.compile(r"([ ]*)([0-9]{1,9})((?::|[|\t→│])[ ]?)(?![0-9])(.*)", re.DOTALL)
+
+
+_BEFORE_NUMBERS = frozenset(" 0123456789")
 
 
 class Shift(NamedTuple):
@@ -85,6 +91,11 @@ def quote(line: str) -> str:
     return text[: cut if cut > 0 else QUOTE].rstrip()
 
 
+def _numbered(line: str) -> re.Match[str] | None:
+    """A line with a number in front, in its parts. Most lines have none, and that is seen at their first character."""
+    return _NUMBERED.fullmatch(line) if line[:1] in _BEFORE_NUMBERS else None
+
+
 class LineIndex:
     """All lines of all texts so far, found by their quotes. Grows only."""
 
@@ -99,16 +110,31 @@ class LineIndex:
 
     def add(self, line: str | None) -> None:
         """Add the next line; None ends a text."""
-        if line is not None and (key := quote(line)):
-            self._places.setdefault(key, []).append(len(self.lines))
-            if parts := _NUMBERED.fullmatch(line):
+        if line is None:
+            self.lines.append(None)
+        else:
+            self.add_quoted(line, quote(line))
+
+    def add_quoted(self, line: str, key: str) -> None:
+        """Add the next line, whose quote is known."""
+        if key:
+            places = self._places.get(key)
+            if places is None:
+                self._places[key] = [len(self.lines)]
+            else:
+                places.append(len(self.lines))
+            if line[0] in _BEFORE_NUMBERS and (parts := _NUMBERED.fullmatch(line)):
                 self._numbered.setdefault(quote(parts[4]), []).append(len(self.lines))
         self.lines.append(line)
+
+    def may_hold(self, line: str, key: str) -> bool:
+        """Whether a look at `candidates` of a line with this quote can find any."""
+        return key in self._places or (bool(self._numbered) and line[:1] in _BEFORE_NUMBERS)
 
     def add_text(self, text: str) -> None:
         """Add the lines of one whole text."""
         for line in text.split("\n"):
-            self.add(line)
+            self.add_quoted(line, quote(line))
         self.add(None)
 
     def candidates(self, line: str) -> Iterator[tuple[int, Shift | None]]:
@@ -120,7 +146,7 @@ class LineIndex:
                 yield place, None
             elif known.lstrip(" ") == line.lstrip(" "):
                 yield place, Shift("indent", len(line) - len(known))
-        parts = _NUMBERED.fullmatch(line)
+        parts = _numbered(line) if self._numbered else None
         if parts is None or len(parts[4].strip()) < _TELLING:
             return
         for place in reversed(self._numbered.get(quote(parts[4]), [])[-CANDIDATES:]):
@@ -130,34 +156,42 @@ class LineIndex:
             if by and before[4] == parts[4]:
                 yield place, Shift("numbers", by)
 
-    def resolve(self, count: int, first: str, last: str, tries: int | None = None) -> int | None:
-        """Where the latest run of `count` lines begins whose first and last line have these quotes."""
+    def resolve(self, count: int, first: str, last: str | None, tries: int | None = None) -> int | None:
+        """Where the latest run of `count` lines begins whose first and last line (None: any) have these quotes."""
         places = self._places.get(first, [])
         for place in reversed(places if tries is None else places[-tries:]):
             end = place + count
             if end > len(self.lines):
                 continue
             line = self.lines[end - 1]
-            if line is not None and quote(line) == last and None not in self.lines[place:end]:
+            if line is not None and last in (None, quote(line)) and None not in self.lines[place:end]:
                 return place
         return None
 
 
-def refer(text: str, index: LineIndex, count: Callable[[str], int]) -> list[Segment]:
+def refer(text: str, index: LineIndex, count: Callable[[str], int], *, brief: bool = False) -> list[Segment]:
     """Replace what stood before by references. Adds the lines of `text` to the index.
 
     Args:
         text: one whole text.
         index: the lines of all texts before it.
         count: tokens of a string.
+        brief: quote only the first line where that is clear.
     """
     lines = text.split("\n")
     segments: list[Segment] = []
     literal: list[str] = []
     position = 0
     while position < len(lines):
+        line = lines[position]
+        key = quote(line)
+        if not index.may_hold(line, key):
+            literal.append(line)
+            index.add_quoted(line, key)
+            position += 1
+            continue
         run, shift = _longest_run(lines, position, index)
-        mark = _reference(lines[position : position + run], shift, index, count) if run else None
+        mark = _reference(lines[position : position + run], shift, index, count, brief=brief) if run else None
         if mark is None:
             run = 1
             literal.append(lines[position])
@@ -211,8 +245,11 @@ def lookup(mark: str, index: LineIndex, tries: int | None = None) -> str:
     Raises:
         KeyError: it stands for nothing.
     """
+    last: str | None
     if parsed := _LINES.fullmatch(mark):
         count, what, by, first, last = int(parsed[1]), *parsed.groups()[1:]
+    elif parsed := _BRIEF.fullmatch(mark):
+        count, what, by, first, last = int(parsed[1]), *parsed.groups()[1:], None
     elif parsed := _LINE.fullmatch(mark):
         count, (what, by, first) = 1, parsed.groups()
         last = first
@@ -228,7 +265,7 @@ def lookup(mark: str, index: LineIndex, tries: int | None = None) -> str:
 
 def _shifted(lines: list[str | None], shift: Shift | None) -> list[str] | None:
     """Lines of one text, shifted; None where one of them cannot be."""
-    shifted = [line if shift is None or line is None else shift.apply(line) for line in lines]
+    shifted = lines if shift is None else [line if line is None else shift.apply(line) for line in lines]
     return None if None in shifted else cast("list[str]", shifted)
 
 
@@ -252,7 +289,9 @@ def _longest_run(lines: list[str], position: int, index: LineIndex) -> tuple[int
     return best, chosen
 
 
-def _reference(run: list[str], shift: Shift | None, index: LineIndex, count: Callable[[str], int]) -> Mark | None:
+def _reference(
+    run: list[str], shift: Shift | None, index: LineIndex, count: Callable[[str], int], *, brief: bool
+) -> Mark | None:
     """A reference to lines that stood before, or None where it would not pay or not be clear."""
     if sum(map(len, run)) < MIN_CHARACTERS:
         return None
@@ -260,14 +299,32 @@ def _reference(run: list[str], shift: Shift | None, index: LineIndex, count: Cal
     first, last = (quote(line if back is None else back.apply(line) or "") for line in (run[0], run[-1]))
     if not first or MARK in first + last:
         return None
-    if len(run) == 1:
-        mark = Mark(f"{MARK}[{shift}: {first}]" if shift else f"{MARK}[{first}]")
-    else:
-        how = f", {shift}:" if shift else ""
-        mark = Mark(f"{MARK}[{len(run)} lines{how} {first}{_JOIN}{last}]")
-    text = "\n".join(run)
+    for mark, end in _marks(len(run), shift, first, last, brief=brief):
+        if _is_clear(mark, run, shift, (first, end), index):
+            return mark if count("\n".join(run)) - count(mark) >= MIN_SAVING else None
+    return None
+
+
+def _marks(lines: int, shift: Shift | None, first: str, last: str, *, brief: bool) -> Iterator[tuple[Mark, str | None]]:
+    """Ways to write a reference, the shortest first, and what each says of the last line."""
+    how = f", {shift}:" if shift else ""
+    if lines == 1:
+        yield Mark(f"{MARK}[{shift}: {first}]" if shift else f"{MARK}[{first}]"), first
+    if brief or lines == 1:  # a line that begins with a number is not clear without
+        yield Mark(f"{MARK}[{lines}{how} {first}]"), None
+    if lines > 1:
+        yield Mark(f"{MARK}[{lines} lines{how} {first}{_JOIN}{last}]"), last
+
+
+def _is_clear(
+    mark: Mark, run: list[str], shift: Shift | None, quotes: tuple[str, str | None], index: LineIndex
+) -> bool:
+    """Whether a reference is read as the lines that it is written for."""
+    first, last = quotes
+    if _JOIN[1] not in first + (last or "") and not _SPECIAL.match(first):  # there is one way to read it
+        place = index.resolve(len(run), first, last, TRIES)
+        return place is not None and _shifted(index.lines[place : place + len(run)], shift) == run
     try:
-        clear = lookup(mark, index, TRIES) == text
+        return lookup(mark, index, TRIES) == "\n".join(run)
     except KeyError:
-        return None
-    return mark if clear and count(text) - count(mark) >= MIN_SAVING else None
+        return False

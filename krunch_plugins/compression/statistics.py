@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from krunch_plugins.compression.cost import Price
     from krunch_plugins.compression.encoder import EncodedMessage
     from krunch_plugins.compression.memo import Key
-    from krunch_plugins.exchange import Report
+    from krunch_plugins.exchange import MessageReport, Report
     from krunch_plugins.settings import EfficiencySettings
 
 _CONVERSATION_BYTES = 2_000
@@ -168,32 +168,33 @@ class Stats:
 
 
 class _Conversation:
-    """What is kept of one conversation."""
+    """What is kept of one conversation. What is told of its latest request is worked out when somebody asks."""
 
-    __slots__ = ("billed", "cost_plain", "cost_sent", "current", "key", "reasons", "series", "tokens", "turns", "used")
+    __slots__ = ("billed", "cost_plain", "cost_sent", "key", "last", "messages", "series", "tokens", "turns", "used")
 
     def __init__(self) -> None:
         self.series = Series()
-        self.current: RequestEfficiency | None = None
+        self.last: EncodedMessage | None = None
         self.key: Key = b""
         self.turns = 0
         self.tokens = [0, 0]
         self.cost_plain = self.cost_sent = 0.0
-        self.reasons: Counter[str] = Counter()
+        self.messages: Sequence[MessageReport] = ()
         self.billed = Billed()
         self.used = 0.0
 
-    def stats(self, name: Name) -> SessionStats:
+    def stats(self, name: Name, settings: EfficiencySettings) -> SessionStats:
+        current = () if self.last is None else (self.series.current(self.last, settings),)
         return SessionStats(
             tenant=name.tenant,
             session=name.session,
             turns=self.turns,
-            requests=(*self.series.requests, *([self.current] if self.current else ())),
+            requests=(*self.series.requests, *current),
             tokens_before=self.tokens[0],
             tokens_after=self.tokens[1],
             cost_plain=self.cost_plain,
             cost_sent=self.cost_sent,
-            reasons=dict(self.reasons),
+            reasons=dict(Counter(message.reason for message in self.messages)),
             billed=self.billed,
         )
 
@@ -218,8 +219,11 @@ class Statistics:
             return
         now = self._clock()
         with self._lock:
-            known = self._conversations.setdefault(name, _Conversation())
-            self._conversations.move_to_end(name)
+            known = self._conversations.get(name)
+            if known is None:
+                known = self._conversations[name] = _Conversation()
+            else:
+                self._conversations.move_to_end(name)
             known.used = now
             if known.key != keys[-1]:
                 known.turns += 1
@@ -228,14 +232,14 @@ class Statistics:
             if counted > len(keys) or (counted and keys[counted - 1] != known.key):
                 known.series = Series()  # the client edited what it had said before
             known.series.add(encoded, self._settings)
-            known.current = known.series.current(encoded[-1], self._settings)
+            known.last = encoded[-1]
             known.key = keys[-1]
             known.tokens[0] += report.tokens_before
             known.tokens[1] += report.tokens_after
             if report.cost is not None:
                 known.cost_plain += report.cost.plain
                 known.cost_sent += report.cost.sent
-            known.reasons = Counter(message.reason for message in report.messages)
+            known.messages = report.messages
             self._clean_up(now)
 
     def note_usage(self, name: Name, usage: Mapping[str, Any], price: Price | None, report: Report) -> None:
@@ -267,7 +271,9 @@ class Statistics:
         with self._lock:
             self._clean_up(self._clock())
             found = [
-                one.stats(name) for name, one in reversed(self._conversations.items()) if tenant in (None, name[0])
+                one.stats(name, self._settings)
+                for name, one in reversed(self._conversations.items())
+                if tenant in (None, name[0])
             ]
             total = self._total.total() if tenant is None else self._total[tenant]
             size = memo_bytes if tenant is None else 0
@@ -291,7 +297,7 @@ class Statistics:
         with self._lock:
             self._clean_up(self._clock())
             known = self._conversations.get(name)
-            return known.stats(name) if known is not None else None
+            return known.stats(name, self._settings) if known is not None else None
 
     def forget(self, session: str | None = None, tenant: str | None = None) -> None:
         """Forget one session; without one all of a tenant; without either everything."""

@@ -7,14 +7,14 @@ import string
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from krunch_plugins.compression.phrases import cut
+from krunch_plugins.compression.phrases import FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # Words as they stand within the atoms of the profile "balanced", with the character in front: ` ms` and `(ms` stand in
 # lines of different forms. ASCII is enough to start from.
-_WORDS = re.compile(r"[^0-9A-Za-z_]?[0-9A-Za-z_]+(?:(?:[-.@']+|(?<=[0-9])[,:/+](?=[0-9]))[0-9A-Za-z_]+)*")
+_WORDS = re.compile(r"[^0-9A-Za-z_]?[0-9A-Za-z_]+(?:(?=[-.@',:/+])(?:[-.@']+|(?<=[0-9])[,:/+](?=[0-9]))[0-9A-Za-z_]+)*")
 _ALNUM = frozenset(string.ascii_letters + string.digits + "_")
 _DATE_TIME = re.compile(r"(?<=[0-9]{4})[:T](?=[0-9]{2}:[0-9]{2})|(?<=-[0-9]{2})T(?=[0-9]{2}:[0-9]{2})")
 
@@ -29,11 +29,12 @@ class Line:
         text: the line.
     """
 
-    __slots__ = ("_borders", "_fields", "_words", "text")
+    __slots__ = ("_bare", "_borders", "_fields", "_words", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
         self._words: list[str] | None = None
+        self._bare: list[str] | None = None
         self._fields: list[str] | None = None
         self._borders: dict[int, int] | None = None
 
@@ -43,6 +44,13 @@ class Line:
         if self._words is None:
             self._words = words(self.text)
         return self._words
+
+    @property
+    def bare_words(self) -> list[str]:
+        """The same without the character in front."""
+        if self._bare is None:
+            self._bare = [word if word[0] in _ALNUM else word[1:] for word in self.words]
+        return self._bare
 
     @property
     def fields(self) -> list[str]:
@@ -83,12 +91,11 @@ def bare(word: str) -> str:
 
 def fields(text: str) -> list[str]:
     """The smallest parts that a form may tell apart: the atoms of "balanced", without the space in front of words."""
+    parts: list[str] = FIELDS.findall(text)
+    if _DATE_TIME.search(text) is None:
+        return parts
     out: list[str] = []
-    for atom in cut(text, "balanced"):
-        part = atom
-        if atom[0] == " " and len(atom) > 1 and atom[1] != " ":
-            out.append(" ")
-            part = atom[1:]
+    for part in parts:
         border = _DATE_TIME.search(part) if ":" in part else None
         if border is None:
             out.append(part)

@@ -311,8 +311,12 @@ def _splits(layout: _Layout, slot: int) -> list[list[str]]:
         constants = layout.constants[:slot]
         current = layout.constants[slot]
         for index, column in enumerate(zip(*parts, strict=True)):
-            cells = [fields(cell) for cell in column]
             current += delimiter if index else ""
+            if len({cell[:1] for cell in column}) > 1 and len({cell[-1:] for cell in column}) > 1:
+                constants.append(current)  # nothing in common at either end
+                current = ""
+                continue
+            cells = [fields(cell) for cell in column]
             prefix, suffix = _common(cells)
             if prefix is None:
                 current += column[0]

@@ -145,8 +145,8 @@ class TemplateBook:
         by_word = self._by_word
         best: _Row | None = None
         most = 0
-        for word in line.words if by_word else ():
-            for form in by_word.get(bare(word), ())[:_TRIED]:
+        for word in [word for word in line.bare_words if word in by_word] if by_word else ():
+            for form in by_word[word][:_TRIED]:
                 if form.characters <= most:
                     break
                 if place + form.span > stop or not line.text.startswith(form.start):
@@ -190,7 +190,8 @@ def extract(
         text.look(start, stop)
         written = _write(lines, text.rows)
         legend = "".join(template.line for template in text.added)
-        if not text.rows or count(legend + "".join(written)) >= count(segment):
+        # Counted apart: what is counted here as it is will be counted again, as it is, and is remembered.
+        if not text.rows or count(legend) + count("".join(written)) >= count(segment):
             out.append(segment)
             continue
         for template in text.added:

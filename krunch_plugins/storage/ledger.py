@@ -333,9 +333,14 @@ class Ledger:
             return None
         return self.shelf.need(f"x/{record.id}/{inside}", State).data
 
-    def put_state(self, session: str, name: str, data: bytes, tenant: str | None, now: float) -> None:
-        """Keep bytes with a session, which is begun if it is new."""
+    def put_state(  # noqa: PLR0913, PLR0917 - who, what, when, and on which condition
+        self, session: str, name: str, data: bytes, tenant: str | None, now: float, key: str | None = None
+    ) -> bool:
+        """Keep bytes with a session, which is begun if it is new; with a key, only if it is there under that key."""
         with self.cold.transaction():
+            found = self.find(session, tenant) if key is not None else None
+            if key is not None and (found is None or found.id != key):
+                return False
             holder, record = self.obtain(session, tenant, now)
             inside = state_name(name)
             size = self.shelf.save(f"x/{record.id}/{inside}", State(to_bytes(name), data, now))
@@ -343,8 +348,10 @@ class Ledger:
             if self._quota is not None and holder.size > self._quota:
                 raise QuotaExceeded(tenant, holder.size, self._quota)
             record.states[inside] = size
-            record.used = max(record.used, now)
+            if key is None:
+                record.used = max(record.used, now)
             self.save(holder, record)
+            return True
 
     def profile(self, record: Session) -> Profile:
         """A session's metadata and summary."""

@@ -262,6 +262,16 @@ class ConversationStore:
         """Keep bytes with the session; durable when it returns, forgotten with the session."""
         self._ledger(session).put_state(session, name, data, tenant, self._clock())
 
+    def put_state_if(self, session: str, name: str, data: bytes, *, key: str, tenant: str | None = None) -> bool:
+        """`put_state`, but only if the session is there and still the one of this key; see `TurnEvent.key`.
+
+        It does not count as use of the session.
+
+        Returns:
+            Whether it was. What is derived in the background must not begin a session again that was forgotten.
+        """
+        return self._ledger(session).put_state(session, name, data, tenant, self._clock(), key)
+
     def stats(self) -> StoreStats:
         """What happened in this process since the store was opened, and what is held now."""
         tiers = self._tiers

@@ -172,6 +172,7 @@ BROKEN_BEFORE = {
  longer src don't of  names a text, ¤N stands for it."""
     ],
     "a letter behind a mark": ["; ".join(f"{n} is why the retry policy waits, {n}" for n in (3, 7, 9)), "¤\u10d0 is x"],
+    "digits of two scripts": [":01/31/2024 v1.2.3 main and a hint \uff11:01/31/2024 v1.2.3 main and a hint"],
     "text of one period": ["=" * 3000 + "\n" + "a " * 2000 + '\\"' * 1000],
 }
 
@@ -188,7 +189,7 @@ def test_what_has_broken_a_law_before_keeps_it(texts: list[str], profile: str) -
 @pytest.mark.parametrize("profile", ["safe", "balanced"])
 @pytest.mark.parametrize(
     "value",
-    [*conversations.VALUES, "x²", "人々", "été", "don't", "snake_case_name", "x-request-id", "नमस्ते"],
+    [*conversations.VALUES, "x²", "人々", "été", "don't", "snake_case_name", "x-request-id", "नमस्ते", "\uff11:01"],
 )  # fmt: skip
 def test_a_value_is_never_cut(value: str, profile: str) -> None:
     """Phrases that end and begin inside a value, and would pay, are not taken so far."""

@@ -499,3 +499,22 @@ def test_a_clock_that_jumps_back(open_store: Open) -> None:
 
     assert [turn.number for turn in store.turns("s")] == [0, 1, 2, 3]
     assert store.check().ok
+
+
+def test_state_is_put_only_where_the_session_is_still_the_same(open_store: Callable[..., ConversationStore]) -> None:
+    """`put_state_if` begins no session, writes to none that was begun again, and does not count as use."""
+    now = [100.0]
+    store = open_store(clock=lambda: now[0])
+    store.append("s", says("a"))
+    (event,), _ = store.since(None)
+    now[0] = 200.0
+
+    assert store.put_state_if("s", "n", b"one", key=event.key)
+    assert (store.get_state("s", "n"), store.last_used("s")) == (b"one", 100.0)
+    assert not store.put_state_if("s", "n", b"two", key=event.key, tenant="acme")
+    store.forget("s")
+    assert not store.put_state_if("s", "n", b"two", key=event.key)
+    assert store.sessions() == []
+    store.append("s", says("b"))
+    assert not store.put_state_if("s", "n", b"two", key=event.key)
+    assert store.get_state("s", "n") is None

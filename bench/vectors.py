@@ -1,0 +1,182 @@
+"""What the search by vectors costs and finds. Figures in docs/embeddings.md.
+
+    python bench/vectors.py speed [FOLDER] [--sizes 1000,10000,30000,100000] [--dimension 384]
+    python bench/vectors.py memory [--count 50000] [--dimension 384]
+    python bench/vectors.py embedder FOLDER
+
+`speed`: exact search against the graph: CPU time, recall@10 of the graph, bytes, on made-up vectors, or on the lines of
+the conversations in FOLDER (*.jsonl). `memory`: bytes of a vector, for the whole process. `embedder`: the built-in
+embedder alone: share of evidence among the first 5, 10, 20, with the idf that ships, without any, with one of the
+conversation itself, and in float16; FOLDER has long_memory.jsonl and long_memory_qa.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from krunch_plugins.recall import embedders
+from krunch_plugins.recall.embedders import HashingEmbedder, words
+from krunch_plugins.recall.hnsw import HnswIndex
+from krunch_plugins.recall.texts import text_of
+from krunch_plugins.recall.vectors import AdaptiveIndex, ExactIndex, unit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+
+QUERIES = 300
+K = 10
+
+
+def texts_like(count: int, dimension: int, seed: int = 0) -> Floats:
+    """Vectors that lie as those of texts do: many small groups, unlike random ones, which have no near neighbours."""
+    random = np.random.default_rng(seed)
+    groups = random.standard_normal((max(8, count // 20), dimension)).astype(np.float32)
+    directions = random.standard_normal((64, dimension)).astype(np.float32) * 1.5
+    groups += random.standard_normal((len(groups), 64)).astype(np.float32) @ directions / 8
+    made = np.empty((count, dimension), dtype=np.float32)
+    for start in range(0, count, 4096):
+        part = made[start : start + 4096]
+        part[:] = groups[random.integers(len(groups), size=len(part))]
+        part += 0.7 * random.standard_normal(part.shape).astype(np.float32)
+    return unit(made)
+
+
+def found(index: ExactIndex | HnswIndex | AdaptiveIndex, queries: Floats) -> tuple[list[Floats], float, float]:
+    """Scores of all queries, median and 99th percentile of their CPU time in ms."""
+    scores, times = [], []
+    for query in queries:
+        start = time.thread_time()
+        scores.append(index.search(query, K)[1])
+        times.append(1e3 * (time.thread_time() - start))
+    return scores, float(np.percentile(times, 50)), float(np.percentile(times, 99))
+
+
+def lines_of(folder: Path) -> list[str]:
+    """The longer lines of all messages, each once, shuffled."""
+    lines: dict[str, None] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        with path.open(encoding="utf-8") as conversations:
+            for conversation in map(json.loads, conversations):
+                for message in conversation.get("messages", ()):
+                    lines |= dict.fromkeys(line for line in text_of(message).split("\n") if len(line) > 30)  # noqa: PLR2004
+    found_lines = [line for line in lines if any(words(line))]
+    return [found_lines[at] for at in np.random.default_rng(0).permutation(len(found_lines))]
+
+
+def samples(size: int, dimension: int, lines: list[str]) -> tuple[Floats, Floats]:
+    """Vectors, and queries near some of them: of lines and of two thirds of their words; made up, without lines."""
+    random = np.random.default_rng(1)
+    if not lines:
+        vectors = texts_like(size, dimension)
+        queries = vectors[random.integers(size, size=QUERIES)]
+        return vectors, unit(queries + 0.7 * random.standard_normal(queries.shape).astype(np.float32) / dimension**0.5)
+    hashing = HashingEmbedder(dimension)
+    asked = [lines[at].split() for at in random.integers(size, size=QUERIES)]
+    parts = [" ".join(random.permutation(one)[: max(1, len(one) * 2 // 3)].tolist()) for one in asked]
+    return hashing.embed(lines[:size]), hashing.embed([part for part in parts if any(words(part))])
+
+
+def speed(sizes: Sequence[int], dimension: int, lines: list[str]) -> None:
+    """Exact search against the graph."""
+    print(f"{dimension} dimensions; CPU ms a query: p50, p99; recall@{K} of the graph; its bytes a vector; build")
+    for wanted in sizes:
+        size = min(wanted, len(lines) or wanted)
+        vectors, queries = samples(size, dimension, lines)
+        exact, graph = ExactIndex(dimension), HnswIndex(dimension)
+        exact.add(np.arange(size), vectors)
+        start = time.process_time()
+        graph.add(np.arange(size), vectors)
+        built = size / (time.process_time() - start)
+        truth, exact_50, exact_99 = found(exact, queries)
+        near, graph_50, graph_99 = found(graph, queries)
+        recall = np.mean([np.mean(got >= best[-1] - 2e-6) for best, got in zip(truth, near, strict=True)])
+        print(
+            f"{size:8,}  exact {exact_50:6.2f} {exact_99:6.2f}  graph {graph_50:5.2f} {graph_99:5.2f}  "
+            f"recall {recall:.4f}  {graph.bytes / size:6,.0f} B  {built:6,.0f} a CPU second",
+            flush=True,
+        )
+
+
+def memory(count: int, dimension: int) -> None:
+    """Bytes a vector, as the process's peak grows."""
+    index = AdaptiveIndex(dimension, exact_up_to=0)
+    index.add([0], texts_like(1, dimension))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for start in range(0, count, 1024):
+        index.add(np.arange(start, start + 1024), texts_like(1024, dimension, seed=start))
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"{count:,} vectors of {dimension}: {1024 * (after - before) / count:,.0f} B each, room to grow included")
+
+
+def embedder(folder: Path) -> None:
+    """The built-in embedder on conversations with questions."""
+    with (folder / "long_memory.jsonl").open(encoding="utf-8") as lines:
+        conversations = {one["id"]: [text_of(message) for message in one["messages"]] for one in map(json.loads, lines)}
+    with (folder / "long_memory_qa.jsonl").open(encoding="utf-8") as lines:
+        questions = [one for one in map(json.loads, lines) if one["evidence_indices"]]
+    shipped = embedders._idf()  # noqa: SLF001 - what is compared is the table
+    hashing = HashingEmbedder()
+    print("share of evidence found            @5    @10    @20")
+
+    def show(name: str, table: Callable[[list[str]], Floats], dtype: type = np.float32, embed: Any = hashing) -> None:  # noqa: ANN401
+        rows: dict[str, list[list[float]]] = {}
+        for key, texts in conversations.items():
+            found_table = table(texts)
+            setattr(embedders, "_idf", lambda found_table=found_table: found_table)  # noqa: B010 - mypy knows its type
+            embedders._features.cache_clear()  # noqa: SLF001
+            vectors = embed.embed(texts).astype(dtype).astype(np.float32)
+            for one in (one for one in questions if one["conversation_id"] == key):
+                order = np.argsort(-(vectors @ embed.embed([one["question"]])[0]), kind="stable").tolist()
+                evidence = set(one["evidence_indices"])
+                shares = [len(evidence & set(order[:k])) / len(evidence) for k in (5, 10, 20)]
+                rows.setdefault("all", []).append(shares)
+        print(f"{name:30}", "  ".join(f"{value:.3f}" for value in np.mean(rows["all"], axis=0)), flush=True)
+
+    show("the idf that ships", lambda _: shipped)
+    show("the same, float16", lambda _: shipped, np.float16)
+    show("no idf", lambda _: np.ones_like(shipped))
+    show("idf of the conversation", own_idf)
+    show("4,096 dimensions", lambda _: shipped, embed=HashingEmbedder(4096))
+
+
+def own_idf(texts: list[str]) -> Floats:
+    """The idf of these texts alone: what an idf that learns from the store would be in the end."""
+    frequencies = np.zeros(embedders.BUCKETS)
+    for text in texts:
+        frequencies[list({bucket for word in set(words(text)) for bucket in embedders.buckets(word)})] += 1
+    return np.asarray(np.maximum(np.log((len(texts) + 1) / (frequencies + 0.5)), 0), dtype=np.float32)
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("speed", "memory", "embedder"))
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--sizes", default="1000,10000,30000,100000")
+    parser.add_argument("--dimension", type=int, default=384)
+    parser.add_argument("--count", type=int, default=50_000)
+    given = parser.parse_args()
+    if given.what == "speed":
+        lines = lines_of(given.folder) if given.folder else []
+        speed([int(size) for size in given.sizes.split(",")], given.dimension, lines)
+    elif given.what == "memory":
+        memory(given.count, given.dimension)
+    elif given.folder is None:
+        parser.error("embedder needs the folder of the conversations")
+    else:
+        embedder(given.folder)
+
+
+if __name__ == "__main__":
+    main()

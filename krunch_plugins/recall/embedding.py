@@ -1,0 +1,140 @@
+"""Calling an embedder: in batches, with what a model may do wrong kept apart from an embedder that is down."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from krunch_plugins.errors import WrongDimension
+from krunch_plugins.recall.embedding_pages import rounded
+from krunch_plugins.recall.vectors import unit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from krunch_plugins.turns import Embedder
+
+    Vector = NDArray[np.float32]
+
+log = logging.getLogger("krunch")
+
+BATCH_TEXTS = 64
+"""Texts in one call, if the embedder does not say another `batch_size`."""
+BATCH_CHARACTERS = 200_000
+"""Characters in one call, unless one text alone has more."""
+_PROBE = "Is this embedder there?"
+_RETRY, _RETRY_MOST = 1.0, 60.0
+_QUERIES = 256
+
+
+def batches(texts: Sequence[str], size: int) -> Iterator[list[str]]:
+    """The texts in order, in lists of at most `size`, and of no more characters than an embedder likes."""
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        if batch and (len(batch) >= size or characters + len(text) > BATCH_CHARACTERS):
+            yield batch
+            batch, characters = [], 0
+        batch.append(text)
+        characters += len(text)
+    if batch:
+        yield batch
+
+
+def embed(embedder: Embedder, texts: Sequence[str]) -> list[Vector | None]:
+    """Vectors of one batch, as an index keeps them; None for a text that this embedder cannot do.
+
+    A batch that fails is halved until the text is found that it fails for. If nothing at all goes through, it is the
+    embedder that is down, and not the texts.
+
+    Raises:
+        WrongDimension: the embedder does not give what it says.
+        Exception: whatever the embedder raises when it is down.
+    """
+    try:
+        return _checked(embedder, texts)
+    except WrongDimension:
+        raise
+    except Exception:  # noqa: BLE001 - an outside model may raise anything; one that is down raises again below
+        if len(texts) == 1:
+            _checked(embedder, [_PROBE])  # raises if it is down
+            return [None]
+    middle = len(texts) // 2
+    return [*embed(embedder, texts[:middle]), *embed(embedder, texts[middle:])]
+
+
+def _checked(embedder: Embedder, texts: Sequence[str]) -> list[Vector | None]:
+    found = np.asarray(embedder.embed(texts), dtype=np.float32)
+    if found.ndim != 2 or len(found) != len(texts):  # noqa: PLR2004 - rows of vectors
+        raise ValueError(f"embedder {embedder.name!r} gave the shape {found.shape} for {len(texts)} texts")
+    return _as_kept(embedder, found)
+
+
+def _as_kept(embedder: Embedder, found: Vector) -> list[Vector | None]:
+    """Vectors of length 1 in the precision that they are stored in; None for those with NaN or infinite values."""
+    if found.shape[1] != embedder.dimension:
+        raise WrongDimension(embedder.dimension, found.shape[1], f"embedder {embedder.name!r}")
+    finite = np.asarray(np.isfinite(found).all(axis=1))
+    vectors = rounded(unit(np.where(finite[:, None], found, np.float32(0))))
+    return [vector if good else None for vector, good in zip(vectors, finite.tolist(), strict=True)]
+
+
+class QueryVectors:
+    """Vectors of what is searched for: the last ones are kept, and an embedder that is down is let be for a while.
+
+    Thread-safe.
+
+    Args:
+        embedder: what embeds them.
+        clock: seconds that only go forward.
+    """
+
+    def __init__(self, embedder: Embedder, clock: Callable[[], float] = time.monotonic) -> None:
+        self._embedder, self._clock = embedder, clock
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, Vector] = OrderedDict()
+        self._failures = 0
+        self._not_before = 0.0
+
+    def vector(self, text: str) -> Vector | None:
+        """The vector of a query; None if it cannot be had just now."""
+        with self._lock:
+            kept = self._kept.get(text)
+            if kept is not None:
+                self._kept.move_to_end(text)
+                return kept
+            if self._clock() < self._not_before:
+                return None
+        try:
+            found = self._embed(text)
+        except Exception as error:  # noqa: BLE001 - an outside service may raise anything, and the other voices answer
+            with self._lock:
+                self._failures += 1
+                delay = min(_RETRY * 2 ** (self._failures - 1), _RETRY_MOST)
+                self._not_before = self._clock() + delay
+            log.warning(
+                "embedder %r cannot embed a query (%s): searches do without vectors for %g s",
+                self._embedder.name, type(error).__name__, delay,
+            )  # fmt: skip
+            return None
+        with self._lock:
+            self._failures = 0
+            if found is not None:
+                self._kept[text] = found
+                if len(self._kept) > _QUERIES:
+                    self._kept.popitem(last=False)
+        return found
+
+    def _embed(self, text: str) -> Vector | None:
+        """By the embedder's `embed_query`, if it has one: some models embed questions in another way than documents."""
+        special = getattr(self._embedder, "embed_query", None)
+        if special is None:
+            return _checked(self._embedder, [text])[0]
+        return _as_kept(self._embedder, np.asarray(special(text), dtype=np.float32).reshape(1, -1))[0]

@@ -1,0 +1,365 @@
+"""The embeddings of all turns, by tenant: follows the store, embeds what is new, and keeps it where it can be found."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from krunch_plugins.errors import SnapshotError, StoreClosed, StoreError
+from krunch_plugins.recall.catalogue import Catalogue
+from krunch_plugins.recall.embedding import BATCH_TEXTS, batches, embed
+from krunch_plugins.recall.embedding_pages import EmbeddingPages, digest
+from krunch_plugins.recall.files import FileLock
+from krunch_plugins.recall.texts import text_of
+from krunch_plugins.recall.vector_files import Saved, VectorFiles
+from krunch_plugins.recall.vectors import EXACT_UP_TO, AdaptiveIndex
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from krunch_plugins.recall.files import IndexFiles
+    from krunch_plugins.turns import Embedder, TurnEvent, TurnStore
+
+    Vector = NDArray[np.float32]
+
+log = logging.getLogger("krunch")
+
+_SAVE_FROM = 256
+"""Changes below which nothing is saved: to read so few from the store again takes no time."""
+_SAVE_SHARE = 0.1
+"""Changes, as a share of all vectors, after which the files are written in the background."""
+_WRITE_SECONDS = 2.0
+"""How long embeddings may wait in memory until they are put into the store."""
+_COMPACT_SECONDS = 600.0
+"""How often a graph is built anew at most because something in it was forgotten."""
+
+
+class _Wanted(NamedTuple):
+    """A turn that has no vector yet."""
+
+    row: int
+    key: str
+    session: str
+    number: int
+    digest: int
+    text: str
+
+
+class Space:
+    """One tenant's embeddings of one model.
+
+    Attributes:
+        catalogue: whose vectors they are; to be used with `lock` held.
+        vectors: the vectors, by the ids of the catalogue.
+        cursor: up to where the store was followed.
+        lacking: ids of turns that still wait for their vector.
+        skipped: how many texts the embedder could not do; only words find them.
+        changes: counts every change.
+        complete: set when all that was there has been taken in once.
+    """
+
+    def __init__(self, saved: Saved | None, dimension: int, exact_up_to: int) -> None:
+        self.lock = threading.RLock()
+        self.complete = threading.Event()
+        self.catalogue, self.cursor = Catalogue(), None if saved is None else saved.cursor
+        self.vectors = AdaptiveIndex(dimension, exact_up_to)
+        if saved is not None:
+            self.catalogue, self.vectors = saved.catalogue, saved.vectors
+            self.complete.set()
+        self.lacking: set[int] = set()
+        self.skipped = self.changes = self.saved = 0
+        self.doomed: list[int] = []
+        self.compacted = time.monotonic()
+        self.exact_up_to = exact_up_to
+
+    def drop(self, key: str, before: int | None = None) -> int:
+        """Let a session's turns, or the oldest of them, be found no more; how many. Their vectors go with `sweep`."""
+        with self.lock:
+            gone = self.catalogue.drop(key, before)
+            self.doomed += gone
+            self.lacking.difference_update(gone)
+            self.changes += len(gone)
+            return len(gone)
+
+    def clear(self) -> None:
+        """Start from nothing. What is searched meanwhile finds nothing wrong, only less."""
+        with self.lock:
+            self.catalogue, self.vectors = Catalogue(), AdaptiveIndex(self.vectors.dimension, self.exact_up_to)
+            self.lacking, self.doomed, self.cursor = set(), [], None
+            self.changes += 1
+
+    def sweep(self) -> None:
+        """Remove the vectors of what was dropped, from memory too."""
+        with self.lock:
+            doomed, self.doomed = self.doomed, []
+        if doomed:
+            self.vectors.remove(doomed)
+        if self.vectors.worn or (self.vectors.marked and time.monotonic() - self.compacted > _COMPACT_SECONDS):
+            self.vectors.compact()
+            self.compacted = time.monotonic()
+
+
+class EmbeddingIndex:
+    """What the `Follower` keeps in step with the store: each turn's embedding. Thread-safe.
+
+    - No text is embedded twice: an embedding is looked for in the store's pages, then among the tenant's other turns of
+      the same text. Processes take turns (a lock file), so each finds what the other embedded.
+    - What was embedded is in the store before the next batch or two, so a crash or an embedder that goes down costs
+      little.
+
+    Args:
+        store: whom to follow, and where embeddings are kept.
+        files: where index files lie.
+        embedder: the model.
+        exact_up_to: vectors up to which search is exact.
+    """
+
+    def __init__(
+        self, store: TurnStore, files: IndexFiles, embedder: Embedder, *, exact_up_to: int = EXACT_UP_TO
+    ) -> None:
+        self.embedder = embedder
+        self._store, self._files, self._exact_up_to = store, files, exact_up_to
+        self._pages = EmbeddingPages(store, embedder.name, embedder.dimension)
+        self._lock = threading.Lock()
+        self._spaces: dict[str | None, Space] = {}
+        self._page_failures = 0
+        self._frozen = False
+
+    def space(self, tenant: str | None) -> Space:
+        """A tenant's embeddings, from its files at first."""
+        with self._lock:
+            found = self._spaces.get(tenant)
+            if found is None:
+                saved = self._vector_files(tenant).read(self._exact_up_to)
+                found = self._spaces[tenant] = Space(saved, self.embedder.dimension, self._exact_up_to)
+            return found
+
+    def spaces(self) -> dict[str | None, Space]:
+        """The tenants that were asked for so far."""
+        with self._lock:
+            return dict(self._spaces)
+
+    def cursor(self, tenant: str | None) -> str | None:
+        """Up to where the store was followed; see `Index`."""
+        return self.space(tenant).cursor
+
+    @contextmanager
+    def writing(self, tenant: str | None) -> Iterator[bool]:
+        """The right to embed and to write files, which one process has at a time; see `Index`."""
+        with FileLock(self._files.folder(tenant) / "vectors.lock").holding() as mine:
+            yield mine
+
+    def apply(self, tenant: str | None, events: Sequence[TurnEvent], cursor: str | None) -> None:
+        """Take in what happened; see `Index`.
+
+        Raises:
+            Exception: whatever an embedder that is down raises. What it did before that is kept.
+        """
+        space = self.space(tenant)
+        wanted: dict[int, _Wanted] = {}
+        for event in events:
+            if event.kind == "reset":
+                space.clear()
+            elif event.kind == "forget":
+                self._forget_files(tenant, space.drop(event.key))
+            elif event.kind == "trim":
+                self._trim(tenant, space, event)
+            elif event.session is not None:
+                wanted |= self._enter(tenant, space, event, event.session)
+        space.sweep()
+        with space.lock:
+            left = [one for one in wanted.values() if one.row in space.lacking]
+        self._fill(tenant, space, left)
+        if cursor is not None:
+            with space.lock:
+                space.cursor = cursor
+                space.changes += 1
+            if not space.complete.is_set():
+                self._vector_files(tenant).remove_others()
+                space.complete.set()
+            if space.changes - space.saved >= max(4 * _SAVE_FROM, _SAVE_SHARE * len(space.vectors)):
+                self._save(tenant, space)
+
+    def forget(self, tenant: str | None, session: str, keys: Collection[str] | None) -> int:
+        """Let a session's turns be found no more, now, and remove the files that hold their vectors; see `Index`."""
+        space = self.space(tenant)
+        with space.lock:
+            found = space.catalogue.keys(session)
+            removed = sum(space.drop(key) for key in found if keys is None or key in keys)
+        self._forget_files(tenant, removed)
+        return removed
+
+    def flush(self) -> None:
+        """Write what would take long to build again to the disk, unless another process is at it."""
+        for tenant, space in self.spaces().items():
+            if space.changes - space.saved >= _SAVE_FROM:
+                with self.writing(tenant) as mine:
+                    if mine:
+                        self._save(tenant, space)
+
+    def freeze(self) -> None:
+        """Keep what there is for searches, whatever is closed; nothing is written any more."""
+        self._frozen = True
+
+    def release(self, tenant: str | None) -> None:
+        """Let go of a tenant's embeddings in memory."""
+        with self._lock:
+            self._spaces.pop(tenant, None)
+
+    def close(self) -> None:
+        """Flush, and let go of everything, unless it is frozen."""
+        if self._frozen:
+            return
+        try:
+            self.flush()
+        except OSError as error:
+            log.warning("index files were not written: %s", type(error).__name__)
+        with self._lock:
+            self._spaces.clear()
+
+    def _enter(self, tenant: str | None, space: Space, event: TurnEvent, session: str) -> dict[int, _Wanted]:
+        """Enter an event's turns in the catalogue; those that have no vector yet."""
+        wanted = {}
+        for turn in self._store.turns(session, event.start, event.stop, tenant=tenant):
+            text = text_of(turn.message)
+            found = digest(text)
+            with space.lock:
+                known = turn.number in space.catalogue.numbers(event.key)
+                row = space.catalogue.add(event.key, session, turn, found)
+                if not known and text.strip():
+                    space.lacking.add(row)
+                if row in space.lacking:
+                    wanted[row] = _Wanted(row, event.key, session, turn.number, found, text)
+        return wanted
+
+    def _trim(self, tenant: str | None, space: Space, event: TurnEvent) -> None:
+        with space.lock:
+            numbers = space.catalogue.numbers(event.key)
+            first, session = min(numbers, default=event.start), space.catalogue.session(event.key)
+        if session is not None and first < event.start:
+            self._pages.trim(tenant, session, event.key, event.start, first)
+            self._forget_files(tenant, space.drop(event.key, event.start))
+
+    def _fill(self, tenant: str | None, space: Space, wanted: Sequence[_Wanted]) -> None:
+        """Find or make the vectors of these turns."""
+        left = self._from_pages(tenant, space, wanted)
+        by_digest: dict[int, list[_Wanted]] = {}
+        for one in left:
+            by_digest.setdefault(one.digest, []).append(one)
+        made = self._from_turns(space, by_digest)
+        texts = {turns[0].text: found for found, turns in by_digest.items() if found not in made}
+        unwritten = [one for found in made for one in by_digest[found]]
+        written = time.monotonic()
+        try:
+            for batch in batches(list(texts), getattr(self.embedder, "batch_size", BATCH_TEXTS)):
+                for text, vector in zip(batch, embed(self.embedder, batch), strict=True):
+                    if vector is None:
+                        self._skip(space, by_digest[texts[text]])
+                        continue
+                    made[texts[text]] = vector
+                    unwritten += by_digest[texts[text]]
+                if time.monotonic() - written > _WRITE_SECONDS:
+                    self._keep(tenant, space, unwritten, made)
+                    unwritten, written = [], time.monotonic()
+        finally:
+            self._keep(tenant, space, unwritten, made)
+
+    def _from_pages(self, tenant: str | None, space: Space, wanted: Sequence[_Wanted]) -> list[_Wanted]:
+        """Take the vectors that the store has; the turns that it has none for."""
+        sessions: dict[str, list[_Wanted]] = {}
+        for one in wanted:
+            sessions.setdefault(one.session, []).append(one)
+        left, found = [], []
+        for session, turns in sessions.items():
+            numbers = [one.number for one in turns]
+            kept = self._pages.read(tenant, session, range(min(numbers), max(numbers) + 1))
+            for one in turns:
+                of_text, vector = kept.get(one.number, (None, None))
+                if of_text == one.digest and vector is not None:
+                    found.append((one, vector))
+                else:
+                    left.append(one)
+        self._add(space, found)
+        return left
+
+    @staticmethod
+    def _from_turns(space: Space, by_digest: dict[int, list[_Wanted]]) -> dict[int, Vector]:
+        """Vectors of other turns of the tenant that have the same text, by its digest."""
+        if not by_digest:
+            return {}
+        with space.lock:
+            others = space.catalogue.with_digest(list(by_digest), without=space.lacking)
+        rows = {row: found for found, row in others.items()}
+        ids, vectors = space.vectors.get(list(rows))
+        return {rows[row]: vector for row, vector in zip(ids.tolist(), vectors, strict=True)}
+
+    def _keep(self, tenant: str | None, space: Space, turns: Sequence[_Wanted], made: dict[int, Vector]) -> None:
+        """Put vectors into the index and into the store."""
+        self._add(space, [(one, made[one.digest]) for one in turns])
+        sessions: dict[tuple[str, str], dict[int, tuple[int, Vector]]] = {}
+        for one in turns:
+            sessions.setdefault((one.session, one.key), {})[one.number] = one.digest, made[one.digest]
+        for (session, key), embeddings in sessions.items():
+            with space.lock:
+                first = min(space.catalogue.numbers(key), default=0)
+            try:
+                self._pages.write(tenant, session, key, embeddings, first)
+            except StoreClosed:
+                raise
+            except StoreError as error:
+                if not self._page_failures:
+                    log.warning("embeddings are not kept in the store: %s", type(error).__name__)
+                self._page_failures += 1
+
+    @staticmethod
+    def _add(space: Space, found: Sequence[tuple[_Wanted, Vector]]) -> None:
+        with space.lock:  # what was forgotten meanwhile is lacking no more
+            found = [(one, vector) for one, vector in found if one.row in space.lacking]
+            space.lacking.difference_update(one.row for one, _ in found)
+            space.changes += len(found)
+            vectors = space.vectors
+        if found:
+            vectors.add([one.row for one, _ in found], np.stack([vector for _, vector in found]))
+
+    @staticmethod
+    def _skip(space: Space, turns: Sequence[_Wanted]) -> None:
+        with space.lock:
+            space.lacking.difference_update(one.row for one in turns)
+            space.skipped += len(turns)
+
+    def _save(self, tenant: str | None, space: Space) -> None:
+        """Write the files, if they would hold nothing that was forgotten.
+
+        The right to write is held, so vectors come and go only after it.
+        """
+        with space.lock:
+            if space.cursor is None or space.lacking or space.doomed or space.vectors.marked:
+                return
+            changes, cursor, catalogue = space.changes, space.cursor, space.catalogue.state()
+        files = self._vector_files(tenant)
+        try:
+            files.write(cursor, catalogue, space.vectors)
+        except (OSError, SnapshotError) as error:
+            log.warning("an index file was not written: %s", type(error).__name__)
+            return
+        with space.lock:
+            if space.doomed:  # something was forgotten just now
+                files.remove()
+            else:
+                space.saved = changes
+
+    def _forget_files(self, tenant: str | None, removed: int) -> None:
+        if removed and self._vector_files(tenant).remove():
+            space = self.space(tenant)
+            with space.lock:
+                space.saved = 0
+
+    def _vector_files(self, tenant: str | None) -> VectorFiles:
+        return VectorFiles(self._files.folder(tenant), self.embedder.name, self.embedder.dimension)

@@ -1,0 +1,252 @@
+"""A graph of neighbours (HNSW) over hnswlib, with its traps closed. Imported only where hnswlib is installed.
+
+Its files are caches: `load` takes none whose checksum is not the one that was noted when it was written, because
+hnswlib crashes, hangs or answers wrongly on a damaged one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import hnswlib
+import numpy as np
+
+from krunch_plugins.recall.locks import ReadWriteLock
+from krunch_plugins.recall.vectors import asked, cosines, incoming, nearest, nothing, room
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import ArrayLike, NDArray
+
+    Ids = NDArray[np.int64]
+    Floats = NDArray[np.float32]
+
+LINKS = 16
+"""Links of a vector (M), twice as many in the lowest layer: 128 bytes a vector."""
+CONSTRUCTION = 200
+"""Candidates that are looked at when a vector comes in (ef_construction)."""
+CANDIDATES = 320
+"""Candidates that a search looks at (ef), if that is more than what is wanted."""
+_AT_ONCE = 64
+"""Vectors that go in while searches wait."""
+_SUBSET_AT_ONCE = 8192
+_THREADS = max(1, (os.cpu_count() or 1) // 2)
+"""Threads that build: not all, because the program that we are part of has work of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphFile:
+    """What must be known of a graph's file before it may be loaded.
+
+    Attributes:
+        size: its bytes.
+        digest: hex digest of its bytes (BLAKE2b).
+        count: vectors in it.
+    """
+
+    size: int
+    digest: str
+    count: int
+
+
+class HnswIndex:
+    """A `VectorIndex` over hnswlib.
+
+    - A filtered search is exact: the vectors of the subset are compared one by one.
+    - Removed vectors are marks in the graph until `compact` builds it anew from the others, while searches go on in the
+      old one.
+
+    Args:
+        dimension: length of each vector.
+        capacity: vectors that there is room for at first; it grows.
+    """
+
+    def __init__(self, dimension: int, capacity: int = 1024) -> None:
+        self.dimension = dimension
+        self._lock = ReadWriteLock()
+        self._changing = threading.Lock()
+        self._graph = self._fresh(capacity)
+        self._there: NDArray[np.bool_] = np.zeros(1024, dtype=np.bool_)
+        self._marked: set[int] = set()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    @classmethod
+    def load(cls, path: Path, noted: GraphFile, dimension: int) -> Self | None:
+        """The graph in a file; None if the file is missing or not the one that was noted."""
+        try:
+            if path.stat().st_size != noted.size or _digest(path) != noted.digest:
+                return None
+        except OSError:
+            return None
+        index = cls(dimension, 1)
+        graph = hnswlib.Index(space="ip", dim=dimension)
+        graph.load_index(str(path), max_elements=noted.count + noted.count // 8 + 64)
+        if graph.get_current_count() != noted.count or graph.index_file_size() != noted.size:
+            return None
+        graph.set_num_threads(_THREADS)
+        graph.set_ef(CANDIDATES)  # the file does not have it
+        index._graph, index._count = graph, noted.count
+        ids = np.asarray(graph.get_ids_list(), dtype=np.int64)
+        index._there = np.zeros(int(ids.max(initial=0)) + 1024, dtype=np.bool_)
+        index._there[ids] = True
+        return index
+
+    def save(self, path: Path) -> GraphFile:
+        """Write the graph to a file, which must not be in use yet, without what is marked; searches wait meanwhile.
+
+        Raises:
+            OSError: not all of it was written. hnswlib says nothing when the disk is full.
+        """
+        with self._changing:
+            if self._marked:
+                self._compact()
+            with self._lock.writing():
+                size, count = self._graph.index_file_size(), self._count
+                try:
+                    self._graph.save_index(str(path))
+                except RuntimeError as error:
+                    raise OSError(f"{path} cannot be written") from error
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            written = os.fstat(file.fileno()).st_size
+        if written != size:
+            raise OSError(f"{path} has {written:,} bytes of {size:,}; is the disk full?")
+        path.chmod(0o600)
+        return GraphFile(size, _digest(path), count)
+
+    def add(self, ids: ArrayLike, vectors: ArrayLike) -> None:
+        """Put vectors in; see `VectorIndex`."""
+        keys, found = incoming(ids, vectors, self.dimension)
+        some = found.any(axis=1)
+        with self._changing:
+            self._mark(keys[~some])
+            keys, found = keys[some], found[some]
+            for start in range(0, len(keys), _AT_ONCE):
+                with self._lock.writing():
+                    self._put(keys[start : start + _AT_ONCE], found[start : start + _AT_ONCE])
+
+    def remove(self, ids: ArrayLike) -> int:
+        """Take vectors out; see `VectorIndex`."""
+        with self._changing:
+            return self._mark(np.unique(np.asarray(ids, dtype=np.int64).reshape(-1)))
+
+    def search(self, query: ArrayLike, k: int, subset: ArrayLike | None = None) -> tuple[Ids, Floats]:
+        """The nearest vectors; see `VectorIndex`."""
+        wanted = asked(query, k, self.dimension)
+        with self._lock.reading():
+            if wanted is None or not self._count:
+                return nothing()
+            if subset is not None:
+                return self._among(self._present(subset), wanted, k)
+            most = min(k, self._count)
+            if max(CANDIDATES, most) >= self._count:
+                return self._among(np.flatnonzero(self._there), wanted, k)
+            try:
+                labels, distances = self._graph.knn_query(wanted[None], k=most, num_threads=1)
+            except RuntimeError:  # marks left it fewer than it was to find
+                return self._among(np.flatnonzero(self._there), wanted, k)
+            return nearest(labels[0].astype(np.int64), 1.0 - distances[0], k)
+
+    def get(self, ids: ArrayLike) -> tuple[Ids, Floats]:
+        """Vectors by id; see `VectorIndex`."""
+        with self._lock.reading():
+            keys = self._present(ids)
+            return keys, self._vectors(keys)
+
+    @property
+    def marked(self) -> int:
+        """How many removed vectors are still in memory."""
+        return len(self._marked)
+
+    @property
+    def bytes(self) -> int:
+        """What its file takes, and about what it takes in memory."""
+        with self._lock.writing():
+            return int(self._graph.index_file_size())
+
+    def compact(self) -> None:
+        """Build the graph anew without what is marked. As slow as building it."""
+        with self._changing:
+            if self._marked:
+                self._compact()
+
+    def ids(self) -> Ids:
+        """All ids, ascending."""
+        with self._lock.reading():
+            return np.flatnonzero(self._there)
+
+    def _among(self, keys: Ids, wanted: Floats, k: int) -> tuple[Ids, Floats]:
+        """The nearest of these, exactly; in parts, so that no large copy is made."""
+        best_ids, best = nothing()
+        for start in range(0, len(keys), _SUBSET_AT_ONCE):
+            part = keys[start : start + _SUBSET_AT_ONCE]
+            scores = cosines(self._vectors(part), wanted)
+            best_ids, best = nearest(np.concatenate([best_ids, part]), np.concatenate([best, scores]), k)
+        return best_ids, best
+
+    def _vectors(self, keys: Ids) -> Floats:
+        if not len(keys):
+            return np.zeros((0, self.dimension), dtype=np.float32)
+        return np.asarray(self._graph.get_items(keys, return_type="numpy"), dtype=np.float32)
+
+    def _present(self, ids: ArrayLike) -> Ids:
+        keys = np.asarray(ids, dtype=np.int64).reshape(-1)
+        keys = keys[(keys >= 0) & (keys < len(self._there))]
+        return keys[self._there[keys]]
+
+    def _put(self, keys: Ids, vectors: Floats) -> None:
+        """Add to the graph, with room for it and no label that is marked. The lock is held for writing."""
+        if not len(keys):
+            return
+        for key in self._marked.intersection(keys.tolist()):
+            self._graph.unmark_deleted(key)
+            self._marked.discard(key)
+        needed = self._graph.get_current_count() + len(keys)
+        if needed > self._graph.get_max_elements():
+            self._graph.resize_index(needed + needed // 4)
+        self._graph.add_items(vectors, keys)
+        self._there = room(self._there, int(keys.max()) + 1, 0)
+        self._count += int((~self._there[keys]).sum())
+        self._there[keys] = True
+
+    def _mark(self, keys: Ids) -> int:
+        with self._lock.writing():
+            present = self._present(keys)
+            for key in present.tolist():
+                self._graph.mark_deleted(key)
+            self._marked.update(present.tolist())
+            self._there[present] = False
+            self._count -= len(present)
+            return len(present)
+
+    def _compact(self) -> None:
+        """Build the graph anew without what is marked. `_changing` is held, so nothing else changes it."""
+        keys = np.flatnonzero(self._there)
+        graph = self._fresh(len(keys) + len(keys) // 8 + 64)
+        for start in range(0, len(keys), _AT_ONCE):
+            with self._lock.reading():
+                part = keys[start : start + _AT_ONCE]
+                vectors = self._vectors(part)
+            graph.add_items(vectors, part)
+        with self._lock.writing():
+            self._graph, self._marked = graph, set()
+
+    def _fresh(self, capacity: int) -> Any:  # noqa: ANN401 - hnswlib ships no types
+        graph = hnswlib.Index(space="ip", dim=self.dimension)  # of vectors of length 1: 1 - cosine
+        graph.init_index(max(capacity, 64), ef_construction=CONSTRUCTION, M=LINKS, random_seed=100)
+        graph.set_ef(CANDIDATES)
+        graph.set_num_threads(_THREADS)
+        return graph
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()

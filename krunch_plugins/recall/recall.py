@@ -1,0 +1,122 @@
+"""Recall: owns the voices and all that follows the store, for `Krunch`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from krunch_plugins.recall.files import IndexFiles
+from krunch_plugins.recall.plugin import VoicePlugin
+from krunch_plugins.recall.search import QueryCache, fuse, passes
+from krunch_plugins.recall.voices import UNREAD
+from krunch_plugins.settings import WEIGHTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Mapping, Sequence
+
+    from krunch_plugins.recall.voices import Voice
+    from krunch_plugins.settings import RecallSettings, Settings
+    from krunch_plugins.turns import Embedder, SearchHit, SearchQuery, TurnStore
+
+    Ask = Callable[[SearchQuery], Mapping[str, Sequence[SearchHit]]]
+
+
+class Recall:
+    """The voices over a store, their plugins, and the fusion of all answers. Thread-safe.
+
+    Args:
+        settings: the options.
+        store: where the turns are; None: there are no voices, only outside plugins are asked.
+        embedder: for the vectors; None: the built-in one.
+    """
+
+    def __init__(self, settings: Settings, store: TurnStore | None, embedder: Embedder | None = None) -> None:
+        self._settings = settings.recall
+        self._weights = {**WEIGHTS, **settings.recall.weights}
+        self._store = store
+        self._files = None if store is None else IndexFiles(store.directory)
+        self._voices: dict[str, Voice] = {}
+        self._cache = QueryCache(self._settings.cached_queries)
+        if store is not None and self._files is not None:
+            self._voices = _voices(self._settings, store, self._files, embedder)
+            store.on_forget(self._forget)
+
+    def plugins(self) -> dict[str, object]:
+        """The built-in plugins by name."""
+        return {name: VoicePlugin(voice) for name, voice in self._voices.items()}
+
+    def search(self, query: SearchQuery, ask: Ask, *, cacheable: bool) -> list[SearchHit]:
+        """The fused answer of all plugins.
+
+        Args:
+            query: what is asked.
+            ask: asks all plugins.
+            cacheable: the plugins' answers depend on nothing but the voices.
+        """
+        cacheable = cacheable and bool(self._voices)
+        version = self._version(query.tenant) if cacheable else None
+        if cacheable and (kept := self._cache.get(query, version)) is not None:
+            return kept
+        answers = ask(replace(query, k=max(query.k, self._settings.depth)))
+        answers = {name: [hit for hit in hits if _passes(query, hit)] for name, hits in answers.items()}
+        hits = self._read(fuse(answers, self._weights, self._settings.rank_constant, query.k), query.tenant)
+        if cacheable and version == self._version(query.tenant):
+            self._cache.put(query, version, hits)
+        return hits
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Have everything searchable by all voices."""
+        done = [voice.flush(timeout) for voice in self._voices.values()]  # each, even where an earlier one failed
+        return all(done)
+
+    def close(self) -> None:
+        """Let go of everything. Safe to call twice."""
+        for voice in self._voices.values():
+            voice.close()
+        if self._files is not None:
+            self._files.close()
+
+    def _version(self, tenant: str | None) -> Hashable:
+        return tuple(voice.version(tenant) for voice in self._voices.values())
+
+    def _read(self, hits: list[SearchHit], tenant: str | None) -> list[SearchHit]:
+        """Put the turns themselves into the hits that have none yet; those that are gone by now are left out."""
+        whole = []
+        for hit in hits:
+            if hit.turn.message is UNREAD:
+                assert self._store is not None
+                turns = self._store.turns(hit.session, hit.turn.number, hit.turn.number + 1, tenant=tenant)
+                whole += [replace(hit, turn=turn) for turn in turns]
+            else:
+                whole.append(hit)
+        return whole
+
+    def _forget(self, session: str, tenant: str | None) -> int:
+        self._cache.drop(tenant)
+        return sum(voice.forget(session, tenant) for voice in self._voices.values())
+
+
+def _passes(query: SearchQuery, hit: SearchHit) -> bool:
+    return hit.turn.message is UNREAD or passes(query, hit.session, hit.turn)
+
+
+def _voices(
+    settings: RecallSettings, store: TurnStore, files: IndexFiles, embedder: Embedder | None
+) -> dict[str, Voice]:
+    """The voices that the settings ask for."""
+    voices: dict[str, Voice] = {}
+    if "words" in settings.voices:
+        from krunch_plugins.recall.words import Words
+
+        voices["words"] = Words(store, files, settings)
+    if settings.voices & {"vectors", "topics"}:
+        from krunch_plugins.recall.vector_search import Vectors
+
+        vectors = Vectors(store, files, embedder)
+        if "vectors" in settings.voices:
+            voices["vectors"] = vectors
+        if "topics" in settings.voices:
+            from krunch_plugins.recall.topic_search import Topics
+
+            voices["topics"] = Topics(vectors, owner="vectors" not in settings.voices)
+    return voices

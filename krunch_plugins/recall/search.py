@@ -1,0 +1,109 @@
+"""Fusing what all plugins found, and a cache for what is asked again."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping, Sequence
+
+    from krunch_plugins.turns import SearchHit, SearchQuery, Turn
+
+
+def fuse(
+    answers: Mapping[str, Sequence[SearchHit]], weights: Mapping[str, float], constant: float, k: int
+) -> list[SearchHit]:
+    """Weighted reciprocal-rank fusion (Cormack, Clarke, Büttcher 2009): a turn's score is Σ weight / (constant + rank).
+
+    Args:
+        answers: each plugin's hits by its name, the best first. A turn that a plugin names twice counts once.
+        weights: of the plugins; those that are not named weigh 1. With 0 a plugin only adds what nobody else found.
+        constant: how little the first ranks stand out.
+        k: how many hits at most.
+
+    Returns:
+        The best first; each with the fused score and the rank that each plugin gave it, from 1. Equal scores stand in
+        the order of the best rank, then of session and number.
+    """
+    scores: dict[tuple[str, int], float] = {}
+    ranks: dict[tuple[str, int], dict[str, int]] = {}
+    hits: dict[tuple[str, int], SearchHit] = {}
+    for name in sorted(answers):  # sums of floats depend on their order
+        weight = weights.get(name, 1.0)
+        for rank, hit in enumerate(answers[name], 1):
+            key = hit.session, hit.turn.number
+            found_by = ranks.setdefault(key, {})
+            if name in found_by:
+                continue
+            found_by[name] = rank
+            scores[key] = scores.get(key, 0.0) + weight / (constant + rank)
+            hits[key] = hit
+    order = sorted(scores, key=lambda key: (-scores[key], min(ranks[key].values()), key))
+    return [replace(hits[key], score=scores[key], found_by=ranks[key]) for key in order[:k]]
+
+
+def passes(query: SearchQuery, session: str, turn: Turn) -> bool:
+    """Whether a turn is among those that the query asks about."""
+    return (
+        (query.session is None or session == query.session)
+        and (query.after is None or turn.timestamp >= query.after)
+        and (query.before is None or turn.timestamp < query.before)
+        and (query.roles is None or turn.message.get("role") in query.roles)
+        and holds(turn.metadata, query.metadata or {})
+    )
+
+
+def holds(metadata: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether metadata has all of what is wanted."""
+    return all(key in metadata and metadata[key] == value for key, value in wanted.items())
+
+
+class QueryCache:
+    """Answers to the last queries, each good as long as nothing changed. Thread-safe.
+
+    Args:
+        size: answers that are kept; 0: none.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._lock = threading.Lock()
+        self._answers: OrderedDict[str, tuple[Hashable, str | None, list[SearchHit]]] = OrderedDict()
+
+    def get(self, query: SearchQuery, version: Hashable) -> list[SearchHit] | None:
+        """The answer to a query, if it was given when `version` was the same; None otherwise."""
+        key = _key(query)
+        with self._lock:
+            kept = self._answers.get(key)
+            if kept is None or kept[0] != version:
+                return None
+            self._answers.move_to_end(key)
+            return list(kept[2])
+
+    def put(self, query: SearchQuery, version: Hashable, hits: Sequence[SearchHit]) -> None:
+        """Keep an answer."""
+        if not self._size:
+            return
+        key = _key(query)
+        with self._lock:
+            self._answers[key] = version, query.tenant, list(hits)
+            self._answers.move_to_end(key)
+            if len(self._answers) > self._size:
+                self._answers.popitem(last=False)
+
+    def drop(self, tenant: str | None) -> None:
+        """Let go of a tenant's answers."""
+        with self._lock:
+            for key in [key for key, (_, owner, _) in self._answers.items() if owner == tenant]:
+                del self._answers[key]
+
+
+def _key(query: SearchQuery) -> str:
+    """A query in one string; metadata is JSON-like, so it has no hash."""
+    roles = None if query.roles is None else sorted(query.roles)
+    fields = [query.text, query.session, query.tenant, query.k, query.after, query.before, roles, query.metadata]
+    return json.dumps(fields, sort_keys=True, default=repr)

@@ -1,0 +1,151 @@
+"""Index files of vectors: caches that save the time of a rebuild from the store.
+
+A tenant's folder has one snapshot for each model (which vectors belong to which turns, and up to where the store was
+followed) and, if the vectors are many, the graph in a file beside it. The snapshot holds the graph's checksum. Written:
+graph first, under a name that nothing refers to yet, then the snapshot that names it. Anything that does not fit is
+treated as missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import secrets
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from krunch_plugins.errors import KrunchError
+from krunch_plugins.recall.catalogue import Catalogue
+from krunch_plugins.recall.vectors import AdaptiveIndex
+from krunch_plugins.snapshots import State, delete, load, save
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+log = logging.getLogger("krunch")
+
+_VERSION = 1
+_PREFIX = "vectors-"
+_MOST_BYTES = 1 << 33
+
+
+class Saved(NamedTuple):
+    """What a tenant's files hold.
+
+    Attributes:
+        cursor: up to where the store was followed.
+        catalogue: whose vectors they are.
+        vectors: the vectors.
+    """
+
+    cursor: str
+    catalogue: Catalogue
+    vectors: AdaptiveIndex
+
+
+class VectorFiles:
+    """The files of one model in one tenant's folder.
+
+    Args:
+        folder: the tenant's folder.
+        model: name of the model.
+        dimension: length of its vectors.
+    """
+
+    def __init__(self, folder: Path, model: str, dimension: int) -> None:
+        self._folder, self._model, self._dimension = folder, model, dimension
+        self._stem = _PREFIX + hashlib.blake2b(model.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+        self._path = folder / f"{self._stem}.krunch"
+
+    def read(self, exact_up_to: int) -> Saved | None:
+        """What was saved; None if it is missing, damaged, or of other vectors."""
+        if not self._path.exists():
+            return None
+        try:
+            state = load(self._path, max_bytes=_MOST_BYTES)
+            return self._restored(state, exact_up_to)
+        except (KrunchError, OSError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            log.warning("an index file is built anew, because it cannot be used: %s", type(error).__name__)
+            return None
+
+    def write(self, cursor: str, catalogue: State, vectors: AdaptiveIndex) -> None:
+        """Save it all, over what was there.
+
+        Args:
+            cursor: up to where the store was followed.
+            catalogue: `Catalogue.state()`.
+            vectors: they must not change meanwhile.
+
+        Raises:
+            OSError, SnapshotError: it could not be written; what was there stays.
+        """
+        graph = vectors.graph
+        state: dict[str, Any] = {
+            "version": _VERSION,
+            "model": self._model,
+            "dimension": self._dimension,
+            "cursor": cursor,
+            "catalogue": catalogue,
+        }
+        name = ""
+        if graph is None:
+            ids, found = vectors.get(np.sort(vectors.ids()))
+            state |= {"ids": ids, "vectors": found.astype(np.float16)}
+        else:
+            name = f"{self._stem}.{secrets.token_hex(4)}.hnsw"
+            try:
+                noted = graph.save(self._folder / name)
+            except BaseException:
+                (self._folder / name).unlink(missing_ok=True)
+                raise
+            state["graph"] = {"name": name, "size": noted.size, "digest": noted.digest, "count": noted.count}
+        try:
+            save(state, self._path, max_bytes=_MOST_BYTES)
+        except BaseException:
+            if name:
+                (self._folder / name).unlink(missing_ok=True)
+            raise
+        self._remove_graphs(but=name)
+
+    def remove(self) -> bool:
+        """Remove this model's files; whether there were any."""
+        there = self._path.exists()
+        self._remove_graphs()
+        delete(self._path)
+        return there
+
+    def remove_others(self) -> None:
+        """Remove what other models have left in the folder."""
+        for path in self._folder.glob(f"{_PREFIX}*"):
+            if not path.name.startswith(self._stem) and path.suffix != ".lock":
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+
+    def _restored(self, state: Any, exact_up_to: int) -> Saved | None:  # noqa: ANN401 - what the file holds
+        if (state["version"], state["model"], state["dimension"]) != (_VERSION, self._model, self._dimension):
+            return None
+        vectors = AdaptiveIndex(self._dimension, exact_up_to)
+        if "graph" in state:
+            try:
+                from krunch_plugins.recall.hnsw import GraphFile, HnswIndex
+            except ModuleNotFoundError:
+                return None  # written where hnswlib was installed
+            noted = state["graph"]
+            graph = HnswIndex.load(
+                self._folder / noted["name"],
+                GraphFile(noted["size"], noted["digest"], noted["count"]),
+                self._dimension,
+            )
+            if graph is None:
+                return None
+            vectors.adopt(graph)
+        else:
+            vectors.add(state["ids"], state["vectors"].astype(np.float32))
+        return Saved(state["cursor"], Catalogue.of(state["catalogue"]), vectors)
+
+    def _remove_graphs(self, but: str = "") -> None:
+        for path in self._folder.glob(f"{self._stem}.*.hnsw"):
+            if path.name != but:
+                path.unlink(missing_ok=True)

@@ -1,0 +1,194 @@
+"""Ranking turns by their words: BM25 of the turn, and of the window of turns in which it stands."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from krunch_plugins.recall import word_terms as terms
+from krunch_plugins.recall.word_index import LENGTH_BITS, encoded, slot_of, span
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Sequence
+
+    from krunch_plugins.turns import SearchQuery
+
+BEFORE, AFTER = 2, 1
+"""Turns of a window before and after the one that it stands for. What a turn means stands partly in its neighbours."""
+FADE = 0.8
+"""What a turn's score is multiplied with for each doubling of its length beyond `SHORT` terms: long turns match by
+chance more often than BM25 allows for."""
+SATURATION = 1.2
+"""BM25's k1 for windows, as SQLite has it for turns."""
+ROWS = 8000
+"""Rows of the index that a query may look at, about. Its rarest terms come first; what is too common for that says
+little where so much is stored."""
+CANDIDATES = 300
+"""Turns that are ranked by each of both scores before these are added up."""
+COUNTED, MOST_TERMS = 1024, 32
+"""Different terms of a query whose rows are counted, and of these the rarest, which are looked for. Of a longer text the
+longest ones are counted, in bytes, so that scripts without spaces get their share."""
+
+_CLASSES = (1 << LENGTH_BITS) - 1
+_FADES = f"CASE turns.rowid & {_CLASSES} {' '.join(f'WHEN {n} THEN {FADE**n!r}' for n in range(_CLASSES + 1))} END"
+
+Rows = tuple[int, int]
+
+
+class Scored(NamedTuple):
+    """A row that was found, and its score; the higher, the better."""
+
+    id: int
+    score: float
+
+
+def rank(connection: sqlite3.Connection, query: SearchQuery, window_weight: float) -> list[Scored]:
+    """The rows that fit a query best, at most `query.k`, the best first; equal ones in the order of their ids.
+
+    Args:
+        connection: to the index.
+        query: what is asked.
+        window_weight: what a window's score counts beside the turn's own; 0: windows are not looked at.
+    """
+    rows = _rows(connection, query)
+    if rows is None:
+        return []
+    chosen = _choose(connection, query.text, rows)
+    if not chosen:
+        return []
+    wanted = max(CANDIDATES, query.k)
+    filtering = _Filter(query)
+    turns = _turns(connection, chosen, rows, filtering, wanted)
+    scores = turns
+    if window_weight:
+        windows = _Windows(connection, chosen, rows)
+        scores = {row: score + window_weight * windows.score(row) for row, score in turns.items()}
+        for row in windows.best(connection, wanted, filtering):
+            scores.setdefault(row, window_weight * windows.score(row))
+    best = sorted(((-score * _fade(row), row) for row, score in scores.items() if score > 0))
+    return [Scored(row, -score) for score, row in best[: query.k]]
+
+
+def _rows(connection: sqlite3.Connection, query: SearchQuery) -> Rows | None:
+    """The first and the last id that can be among the answers; None if there is no such session."""
+    if query.session is None:
+        return 0, (1 << 63) - 1
+    slot = slot_of(connection, query.session)
+    return None if slot is None else span(slot)
+
+
+def _choose(connection: sqlite3.Connection, text: str, rows: Rows) -> list[str]:
+    """The terms to look for, as FTS5 expressions of one quoted word each: the rarest first, until there are enough."""
+    found = list(dict.fromkeys(terms.terms(text)))
+    if len(found) > COUNTED:
+        found = sorted(found, key=lambda term: (-len(term.encode()), term))[:COUNTED]
+    counted = []
+    for term in found:
+        # Quoted, so that it is never an operator of the query language; a term holds no quotes.
+        expression = f'"{term}" *' if terms.is_unspaced(term) else f'"{term}"'
+        sql = "SELECT count(*) FROM turns WHERE turns MATCH ? AND rowid BETWEEN ? AND ?"
+        count = connection.execute(sql, (expression, *rows)).fetchone()[0]
+        if count:
+            counted.append((count, expression))
+    chosen: list[str] = []
+    total = 0
+    for count, expression in sorted(counted)[:MOST_TERMS]:
+        total += count
+        if chosen and total > ROWS:
+            break
+        chosen.append(expression)
+    return chosen
+
+
+class _Filter:
+    """What a query asks of a turn besides its words, as SQL over `docs`."""
+
+    def __init__(self, query: SearchQuery) -> None:
+        conditions: list[str] = []
+        self.values: list[object] = []
+        if query.after is not None:
+            conditions.append("docs.time >= ?")
+            self.values.append(query.after)
+        if query.before is not None:
+            conditions.append("docs.time < ?")
+            self.values.append(query.before)
+        if query.roles is not None:
+            conditions.append(f"docs.role IN ({', '.join('?' * len(query.roles))})")
+            self.values += [encoded(role) for role in sorted(query.roles)]
+        if query.metadata:
+            conditions.append("holds(docs.metadata, ?)")
+            self.values.append(json.dumps(query.metadata))
+        self.sql = "".join(f" AND {condition}" for condition in conditions)
+
+
+def _turns(
+    connection: sqlite3.Connection, chosen: Sequence[str], rows: Rows, filtering: _Filter, wanted: int
+) -> dict[int, float]:
+    """BM25 of the turns that hold any of the terms, for the best of them."""
+    join = " JOIN docs ON docs.id = turns.rowid" if filtering.sql else ""
+    sql = (  # nothing in it comes from the query's text
+        f"SELECT turns.rowid, -bm25(turns) AS score FROM turns{join}"  # noqa: S608
+        f" WHERE turns MATCH ? AND turns.rowid BETWEEN ? AND ?{filtering.sql}"
+        f" ORDER BY score * {_FADES} DESC, turns.rowid LIMIT ?"
+    )
+    values = (" OR ".join(chosen), *rows, *filtering.values, wanted)
+    return dict(connection.execute(sql, values).fetchall())
+
+
+class _Windows:
+    """BM25 of windows, worked out from which turns hold a term near their beginning; no index of its own is needed.
+
+    A term counts once for each turn of a window that holds it. Windows are not told apart by length: each of their
+    turns has at most `HEAD` terms.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, chosen: Sequence[str], rows: Rows) -> None:
+        total = _count(connection, rows)
+        places, gains = [], []
+        for expression in chosen:
+            sql = "SELECT rowid FROM turns WHERE turns MATCH ? AND rowid BETWEEN ? AND ?"
+            found = connection.execute(sql, (f"head : {expression}", *rows)).fetchall()
+            at = np.fromiter((row[0] for row in found), np.int64, len(found)) >> LENGTH_BITS
+            centres, times = np.unique(
+                np.concatenate([at + shift for shift in range(-AFTER, BEFORE + 1)]), return_counts=True
+            )
+            rarity = math.log((total - len(centres) + 0.5) / (len(centres) + 0.5)) if len(centres) < total else 0.0
+            places.append(centres)
+            gains.append(max(rarity, 1e-6) * times * (SATURATION + 1) / (times + SATURATION))
+        self._places, inverse = np.unique(np.concatenate(places), return_inverse=True)
+        self._scores = np.bincount(inverse, np.concatenate(gains), len(self._places)).astype(np.float64)
+
+    def score(self, row: int) -> float:
+        """The score of the window around a turn."""
+        place = row >> LENGTH_BITS
+        at = int(np.searchsorted(self._places, place))
+        if at == len(self._places) or self._places[at] != place:
+            return 0.0
+        return float(self._scores[at])
+
+    def best(self, connection: sqlite3.Connection, wanted: int, filtering: _Filter) -> list[int]:
+        """The turns in the middle of the best windows, as far as they are there and pass the filter."""
+        sql = f"SELECT id FROM docs WHERE id BETWEEN ? AND ?{filtering.sql}"  # noqa: S608 - nothing comes from the text
+        found: list[int] = []
+        for at in np.lexsort((self._places, -self._scores)).tolist():
+            first = int(self._places[at]) << LENGTH_BITS
+            row = connection.execute(sql, (first, first + _CLASSES, *filtering.values)).fetchone()
+            if row is not None:
+                found.append(row[0])
+                if len(found) >= wanted:
+                    break
+        return found
+
+
+def _count(connection: sqlite3.Connection, rows: Rows) -> int:
+    if rows[0]:
+        return int(connection.execute("SELECT count(*) FROM docs WHERE id BETWEEN ? AND ?", rows).fetchone()[0])
+    return int(connection.execute("SELECT value FROM meta WHERE name='docs'").fetchone()[0])
+
+
+def _fade(row: int) -> float:
+    return float(FADE ** (row & _CLASSES))

@@ -1,0 +1,222 @@
+"""Searching with all plugins: fusion, filters, other people's plugins, the cache, and what happens without a store."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from krunch_plugins import ConversationStore, Krunch, SearchHit, SearchQuery, Settings, Turn, hookimpl
+from krunch_plugins.recall.search import fuse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "search_plugin.py"
+
+
+def hit(number: int, session: str = "s", role: str = "user") -> SearchHit:
+    """A turn that somebody found."""
+    return SearchHit(Turn(number, {"role": role, "content": f"turn {number}"}, timestamp=float(number)), session, 0.5)
+
+
+class Finder:
+    """Always finds the same."""
+
+    def __init__(self, name: str, hits: Sequence[SearchHit]) -> None:
+        self.name, self.hits = name, hits
+        self.asked: list[SearchQuery] = []
+
+    @hookimpl
+    def on_search(self, query: SearchQuery) -> Sequence[SearchHit]:
+        self.asked.append(query)
+        return self.hits
+
+
+def places(hits: Sequence[SearchHit]) -> list[tuple[str, int]]:
+    """Which turns were found."""
+    return [(found.session, found.turn.number) for found in hits]
+
+
+def test_what_all_plugins_find_is_fused_by_reciprocal_rank() -> None:
+    """A turn's score is the sum of 1 / (60 + rank) over who found it; each hit says who did at which rank."""
+    first, second = Finder("first", [hit(1), hit(2), hit(3)]), Finder("second", [hit(3), hit(4)])
+    with Krunch(Settings(), plugins=[first, second]) as krunch:
+        hits = krunch.search("anything", k=3)
+
+    assert places(hits) == [("s", 3), ("s", 1), ("s", 2)]
+    assert hits[0].found_by == {"first": 3, "second": 1}
+    assert hits[0].score == pytest.approx(1 / 63 + 1 / 61)
+    assert hits[1].found_by == {"first": 1}
+    assert hits[1].turn.message == {"role": "user", "content": "turn 1"}
+
+
+def test_a_weight_makes_a_plugin_count_more() -> None:
+    """The settings say by name what a plugin counts; with 0 it only adds what nobody else found."""
+    finders = [Finder("a", [hit(1)]), Finder("b", [hit(2)])]
+    for weights, right in (({"b": 2.0}, [2, 1]), ({"a": 1.5}, [1, 2]), ({"a": 0.0}, [2, 1])):
+        with Krunch(Settings(recall={"weights": weights}), plugins=finders) as krunch:
+            assert [number for _, number in places(krunch.search("x"))] == right
+
+
+def test_a_turn_that_a_plugin_names_twice_counts_once() -> None:
+    """The better rank counts."""
+    with Krunch(Settings(), plugins=[Finder("a", [hit(1), hit(1), hit(1)]), Finder("b", [hit(2)])]) as krunch:
+        hits = krunch.search("x")
+
+    assert [dict(found.found_by) for found in hits] == [{"a": 1}, {"b": 1}]
+
+
+@given(
+    answers=st.dictionaries(
+        st.sampled_from("abcd"), st.lists(st.builds(hit, st.integers(0, 9), st.sampled_from("st")), max_size=12)
+    ),
+    k=st.integers(1, 30),
+)
+def test_fusion_is_determined_by_what_was_found(answers: dict[str, list[SearchHit]], k: int) -> None:
+    """At most k hits, no turn twice, scores fall, and the order in which plugins answered plays no part."""
+    hits = fuse(answers, {}, 60.0, k)
+
+    found = {place for those in answers.values() for place in places(those)}
+    assert len(hits) == min(k, len(found))
+    assert len(set(places(hits))) == len(hits)
+    assert [one.score for one in hits] == sorted((one.score for one in hits), reverse=True)
+    assert hits == fuse(dict(reversed(answers.items())), {}, 60.0, k)
+
+
+def test_filters_hold_for_every_plugin() -> None:
+    """What another's plugin finds outside of session, time, role or metadata is left out."""
+    finder = Finder("a", [hit(1), hit(2), hit(3, role="tool"), hit(4, session="other")])
+    with Krunch(Settings(), plugins=[finder]) as krunch:
+        assert places(krunch.search("x", session="s")) == [("s", 1), ("s", 2), ("s", 3)]
+        assert places(krunch.search("x", after=2.0, before=4.0)) == [("s", 2), ("s", 3)]
+        assert places(krunch.search("x", roles=["tool"])) == [("s", 3)]
+        assert places(krunch.search("x", roles="tool")) == [("s", 3)]
+        assert krunch.search("x", metadata={"a": 1}) == []
+
+
+def test_a_plugin_is_handed_the_whole_query() -> None:
+    """All that was asked, as it was asked; k is how many hits a plugin may return, which is more than the caller's."""
+    finder = Finder("a", [])
+    with Krunch(Settings(recall={"depth": 7}), plugins=[finder]) as krunch:
+        krunch.search("x", session="s", tenant="t", k=2, after=1.0, before=2.0, roles=["user"], metadata={"a": 1})
+
+    assert finder.asked == [SearchQuery("x", "s", "t", 7, 1.0, 2.0, frozenset({"user"}), {"a": 1})]
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_a_search_is_for_one_turn_at_least(k: int) -> None:
+    """Less is an error that says so."""
+    with Krunch(Settings()) as krunch, pytest.raises(ValueError, match="at least"):
+        krunch.search("x", k=k)
+
+
+def test_without_a_store_only_outside_plugins_are_asked() -> None:
+    """There is nothing to search, no index is made, and flush has nothing to wait for."""
+    with Krunch(Settings()) as krunch:
+        assert krunch.search("x") == []
+        assert krunch.flush()
+        assert {info.name for info in krunch.plugins()} == {"compression", "recent"}
+
+
+def test_the_voices_are_plugins_of_their_own(open_krunch: Callable[..., Krunch]) -> None:
+    """Each built-in search is listed by its name, as far as the settings ask for it."""
+    names = {info.name: info for info in open_krunch(voices=["words"]).plugins() if "on_search" in info.hooks}
+
+    assert list(names) == ["words"]
+    assert names["words"].builtin
+
+
+async def test_asearch_finds_the_same(open_krunch: Callable[..., Krunch]) -> None:
+    """The async twin takes the same arguments and gives the same answer."""
+    krunch = open_krunch()
+    assert krunch.store is not None
+    krunch.store.append("s", [{"role": "user", "content": "amber and teal"}])
+
+    assert await krunch.asearch("amber", k=3, session="s") == krunch.search("amber", k=3, session="s")
+
+
+def test_the_example_takes_part_as_an_equal(tmp_path: Path) -> None:
+    """The example's plugin and the words each say what they found, and the turn that both found comes first."""
+    spec = importlib.util.spec_from_file_location("example_search_plugin", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    with ConversationStore(tmp_path) as store:
+        options = Settings(recall={"voices": ["words"]})
+        with Krunch(options, store=store, plugins=[example.Tickets(store)]) as krunch:
+            for session, text in (("a", "OPS-17: backup fails"), ("b", "OPS-17 again"), ("c", "backup backup")):
+                store.append(session, [{"role": "user", "content": text}])
+            store.append("d", [{"role": "user", "content": "OPS-17 backup"}], tenant="other")
+            hits = krunch.search("backup in OPS-17")
+
+    assert {found.session: set(found.found_by) for found in hits} == {
+        "a": {"tickets", "words"},
+        "b": {"tickets", "words"},
+        "c": {"words"},
+    }
+    assert hits[-1].session == "c"
+
+
+def test_a_repeated_query_is_answered_from_the_cache_until_something_changes(
+    open_krunch: Callable[..., Krunch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same question asks no plugin again; an append by this or another Krunch, or forgetting, has it asked anew."""
+    krunch, other = open_krunch(), open_krunch()
+    assert krunch.store is not None
+    assert other.store is not None
+    asked: list[SearchQuery] = []
+    voice = krunch._recall._voices["words"]
+    search = voice.search
+    monkeypatch.setattr(voice, "search", lambda query: asked.append(query) or search(query))
+
+    def found() -> tuple[int, int]:
+        before = len(asked)
+        return len(krunch.search("amber")), len(asked) - before
+
+    krunch.store.append("s", [{"role": "user", "content": "amber"}])
+    assert [found(), found()] == [(1, 1), (1, 0)]
+    krunch.store.append("s", [{"role": "user", "content": "more amber"}])
+    assert [found(), found()] == [(2, 1), (2, 0)]
+    other.store.append("t", [{"role": "user", "content": "amber elsewhere"}])
+    assert found() == (3, 1)
+    krunch.store.append("u", [{"role": "user", "content": "amber of others"}], tenant="acme")
+    assert found() == (3, 0)
+    krunch.forget("s")
+    assert found() == (1, 1)
+    other.forget("t")
+    assert found() == (0, 1)
+
+
+def test_with_an_outside_plugin_nothing_is_cached(open_krunch: Callable[..., Krunch]) -> None:
+    """What others find may change without a word to us."""
+    krunch = open_krunch()
+    finder = Finder("mine", [hit(1)])
+    krunch.register(finder)
+
+    assert places(krunch.search("x")) == [("s", 1)]
+    finder.hits = [hit(2)]
+    assert places(krunch.search("x")) == [("s", 2)]
+
+
+def test_a_hit_whose_turn_is_gone_is_left_out(open_krunch: Callable[..., Krunch]) -> None:
+    """Between finding and reading a session may be forgotten; the answer then is shorter, not an error."""
+    krunch = open_krunch()
+    assert krunch.store is not None
+    store = krunch.store
+    for session in "ab":
+        store.append(session, [{"role": "user", "content": "amber"}])
+
+    class Forgets:
+        @hookimpl(trylast=True)
+        def on_search(self) -> list[Any]:
+            store.forget("a")
+            return []
+
+    krunch.register(Forgets())
+    assert [place for place in places(krunch.search("amber")) if place[0] == "b"] == [("b", 0)]

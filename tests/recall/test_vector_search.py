@@ -1,0 +1,524 @@
+"""The search by vectors over a real store: what it finds, what it embeds, and what is left of it after any accident."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections import Counter
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from krunch_plugins import ConversationStore, Krunch, SearchQuery, Settings, Turn
+from krunch_plugins.recall.embedders import HashingEmbedder
+from krunch_plugins.recall.files import IndexFiles
+from krunch_plugins.recall.vector_search import Vectors
+from krunch_plugins.settings import RecallSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+HNSW = find_spec("hnswlib") is not None
+TOPICS = ["heron", "invoice", "kubernetes", "violin", "glacier"]
+BIRDS = ["the heron stands in the reeds", "an invoice was sent in march", "kubernetes restarts the pod again"]
+
+
+THIRD = "violin number 269786 in case 3"
+
+
+class Recording:
+    """An embedder that notes what it is given, and may be down."""
+
+    def __init__(self, name: str = "recording", dimension: int = 64) -> None:
+        self.name, self.dimension = name, dimension
+        self._hashing = HashingEmbedder(dimension)
+        self.texts: Counter[str] = Counter()
+        self.down = False
+        self.gate: threading.Event | None = None
+
+    def embed(self, texts: Sequence[str]) -> Any:
+        if self.gate is not None:
+            self.gate.wait(10)
+        if self.down:
+            raise ConnectionError("the embedder is down")
+        self.texts.update(texts)
+        return self._hashing.embed(texts)
+
+
+def says(*texts: str) -> list[dict[str, Any]]:
+    """Messages of a user."""
+    return [{"role": "user", "content": text} for text in texts]
+
+
+def many(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Messages about a few things in varying words."""
+    random = np.random.default_rng(seed)
+    return says(*(f"{TOPICS[n % 5]} number {random.integers(1_000_000)} in case {n}" for n in range(count)))
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Where the store lies."""
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def opened(home: Path) -> Iterator[Callable[..., tuple[ConversationStore, Vectors]]]:
+    """Opens a store and the vectors over it; closes both in the end, or when the same is asked for again."""
+    held: list[tuple[ConversationStore, Vectors]] = []
+
+    def close() -> None:
+        while held:
+            store, vectors = held.pop()
+            vectors.close()
+            store.close()
+
+    def make(embedder: Any = None, **options: Any) -> tuple[ConversationStore, Vectors]:
+        close()
+        store = ConversationStore(home, upkeep_seconds=0)
+        vectors = Vectors(store, IndexFiles(store.directory), embedder, **options)
+        store.on_forget(vectors.forget)
+        held.append((store, vectors))
+        return store, vectors
+
+    yield make
+    close()
+
+
+def numbers(vectors: Vectors, text: str, **query: Any) -> list[tuple[str, int]]:
+    """Which turns are found, the best first."""
+    hits = vectors.search(SearchQuery(text, **query))
+    return [(hit.session, hit.turn.number) for hit in hits]
+
+
+def index_files(home: Path) -> list[Path]:
+    """The index files there are."""
+    return sorted(path for path in home.rglob("vectors-*") if path.is_file())
+
+
+def test_turns_are_found_by_krunch_and_say_who_found_them(home: Path) -> None:
+    """After `flush` the nearest turns come back from `Krunch.search`, with the rank that the vectors gave them."""
+    settings = Settings(home=home, recall=RecallSettings(voices=frozenset({"vectors"})))
+    with Krunch(settings) as krunch:
+        assert krunch.store is not None
+        krunch.store.append("s", says(*BIRDS))
+        assert krunch.flush()
+        hits = krunch.search("herons standing in reed", session="s", k=2)
+
+    assert hits[0].turn.message == says(BIRDS[0])[0]
+    assert (hits[0].session, dict(hits[0].found_by)) == ("s", {"vectors": 1})
+
+
+def test_an_embedder_of_ones_own_is_used(home: Path) -> None:
+    """The embedder given to `Krunch` embeds turns and queries."""
+    embedder = Recording()
+    with Krunch(Settings(home=home), embedder=embedder) as krunch:
+        assert krunch.store is not None
+        krunch.store.append("s", says(*BIRDS))
+        krunch.flush()
+        hits = krunch.search("herons standing", k=1)
+
+    assert hits[0].turn.number == 0
+    assert set(embedder.texts) == {*BIRDS, "herons standing"}
+
+
+@pytest.mark.parametrize(
+    "exact_up_to", [10_000, pytest.param(30, marks=pytest.mark.skipif(not HNSW, reason="no hnswlib"))]
+)
+def test_filters_are_exact(opened: Callable[..., tuple[ConversationStore, Vectors]], exact_up_to: int) -> None:
+    """What session, time, role and metadata leave is searched exactly, whatever the index."""
+    store, vectors = opened(exact_up_to=exact_up_to)
+    roles = ("user", "assistant", "tool")
+    turns = [
+        Turn(
+            0,
+            {"role": roles[n % 3], "content": f"{TOPICS[n % 5]} case {n}"},
+            1000.0 + n,
+            None,
+            {"even": n % 2 == 0, "n": [n % 4]},
+        )
+        for n in range(120)
+    ]
+    for session in range(4):
+        store.append(f"s{session}", turns[session * 30 : session * 30 + 30])
+    assert vectors.flush()
+    embedder = HashingEmbedder()
+    stored = embedder.embed([turn.message["content"] for turn in turns]).astype(np.float16).astype(np.float32)
+    scores = np.round(stored @ embedder.embed(["the violin case"])[0], 4)
+
+    def wanted(passes: Callable[[int], bool]) -> list[float]:
+        return sorted((float(scores[n]) for n in range(120) if passes(n) and scores[n] > 0), reverse=True)[:7]
+
+    for query, passes in (
+        ({"session": "s2"}, lambda n: 60 <= n < 90),
+        ({"after": 1050.0, "before": 1080.0}, lambda n: 50 <= n < 80),
+        ({"roles": frozenset({"tool", "nobody"})}, lambda n: n % 3 == 2),
+        ({"metadata": {"even": True, "n": [2]}}, lambda n: n % 4 == 2),
+        ({"session": "s0", "roles": frozenset({"user"}), "after": 1010.0}, lambda n: 10 <= n < 30 and n % 3 == 0),
+        ({"session": "nobody"}, lambda n: False),
+        ({"metadata": {"none": 1}}, lambda n: False),
+        ({}, lambda n: True),
+    ):
+        found = numbers(vectors, "the violin case", k=7, **query)
+        got = [float(scores[int(session[1:]) * 30 + number]) for session, number in found]
+        np.testing.assert_allclose(got, wanted(passes), atol=2e-4)
+
+
+def test_no_text_is_embedded_twice(opened: Callable[..., tuple[ConversationStore, Vectors]]) -> None:
+    """The same text in other turns, sessions and after a restart costs nothing; another tenant's texts are its own."""
+    embedder = Recording()
+    store, vectors = opened(embedder)
+    store.append("a", says(*BIRDS, BIRDS[0], ""))
+    assert vectors.flush()
+    store.append("b", says(BIRDS[1], BIRDS[1], "something new"))
+    assert vectors.flush()
+    assert set(embedder.texts.values()) == {1}
+    store, vectors = opened(embedder)
+    assert vectors.flush()
+    assert len(numbers(vectors, BIRDS[1], k=3)) == 3
+    assert embedder.texts.pop(BIRDS[1]) == 2  # as a turn, and as what was searched for
+    assert set(embedder.texts.values()) == {1}
+
+    store.append("c", says(BIRDS[2]), tenant="acme")
+    assert vectors.flush()
+    assert embedder.texts[BIRDS[2]] == 2
+    assert numbers(vectors, BIRDS[2], tenant="acme") == [("c", 0)]
+
+
+def test_tenants_do_not_see_each_other(opened: Callable[..., tuple[ConversationStore, Vectors]]) -> None:
+    """A search finds turns of its tenant alone; no tenant is a tenant of its own."""
+    store, vectors = opened()
+    for tenant in (None, "", "acme"):
+        store.append("s", says(f"heron of {tenant}"), tenant=tenant)
+    assert vectors.flush()
+
+    for tenant in (None, "", "acme"):
+        assert numbers(vectors, "heron", tenant=tenant) == [("s", 0)]
+        assert vectors.stats(tenant).vectors == 1
+    assert numbers(vectors, "heron", tenant="other") == []
+
+
+def test_the_gap_of_an_embedder_that_was_down_is_filled(home: Path) -> None:
+    """While the embedder is down words still answer and `flush` says no; afterwards the turns get their vectors."""
+    embedder = Recording()
+    embedder.down = True
+    with Krunch(Settings(home=home), embedder=embedder) as krunch:
+        assert krunch.store is not None
+        krunch.store.append("s", says(*BIRDS))
+        assert not krunch.flush()
+        hits = krunch.search("heron", session="s")
+        assert {name for hit in hits for name in hit.found_by} == {"words"}
+        assert hits[0].turn.number == 0
+        embedder.down = False
+        assert krunch.flush()
+        hits = krunch.search("heron in reeds", session="s", k=1)
+
+    assert dict(hits[0].found_by) == {"words": 1, "vectors": 1}
+    assert set(BIRDS) <= set(embedder.texts)
+
+
+def test_what_was_embedded_before_a_failure_is_kept(opened: Callable[..., tuple[ConversationStore, Vectors]]) -> None:
+    """An embedder that goes down in the middle is not asked again for what it did before."""
+
+    class Failing(Recording):
+        batch_size = 10
+
+        def embed(self, texts: Sequence[str]) -> Any:
+            if len(self.texts) >= 30 and not healed.is_set():
+                raise TimeoutError
+            return super().embed(texts)
+
+    healed = threading.Event()
+    embedder = Failing()
+    store, vectors = opened(embedder)
+    store.append("s", many(80))
+    assert not vectors.flush()
+    assert vectors.stats().vectors == 30
+    assert vectors.stats().waiting == 50
+    store, vectors = opened(embedder)
+    healed.set()
+    assert vectors.flush()
+
+    assert vectors.stats().vectors == 80
+    assert set(embedder.texts.values()) == {1}
+
+
+def test_a_text_that_poisons_the_model_does_not_stop_the_rest(
+    opened: Callable[..., tuple[ConversationStore, Vectors]],
+) -> None:
+    """A turn that the model cannot embed is counted and left to the words; all others have their vectors."""
+
+    class Picky(Recording):
+        def embed(self, texts: Sequence[str]) -> Any:
+            if any("poison" in text for text in texts):
+                raise ValueError("context length exceeded")
+            return super().embed(texts)
+
+    store, vectors = opened(Picky())
+    store.append("s", says(*BIRDS[:2], "poison", BIRDS[2]))
+
+    assert vectors.flush()
+    assert vectors.stats()[1:4] == (3, 0, 1)
+    assert numbers(vectors, BIRDS[2], k=1) == [("s", 3)]
+
+
+def test_forgetting_leaves_no_vector(opened: Callable[..., tuple[ConversationStore, Vectors]], home: Path) -> None:
+    """What is forgotten is not found at once, is in no file, and is embedded anew if it ever comes back."""
+    embedder = Recording()
+    store, vectors = opened(embedder)
+    store.append("secret", many(300, seed=1))
+    store.append("other", says(*BIRDS))
+    vectors.flush()
+    assert index_files(home)
+    removed = store.forget("secret")
+    assert removed.elsewhere == 300
+    assert index_files(home) == []
+    assert all(session == "other" for session, _ in numbers(vectors, many(300, seed=1)[0]["content"], k=50))
+    vectors.flush()
+    assert vectors.stats().vectors == 3
+
+    text = many(300, seed=1)[7]["content"]
+    assert embedder.texts[text] == 1
+    store.append("again", says(text))
+    vectors.flush()
+    assert embedder.texts[text] == 2
+    assert store.sessions() == ["again", "other"]
+
+
+def test_a_forgotten_session_does_not_come_back_by_its_embeddings(
+    opened: Callable[..., tuple[ConversationStore, Vectors]],
+) -> None:
+    """A session that is forgotten while it is embedded stays forgotten, in the store and in the search."""
+    embedder = Recording()
+    embedder.gate = threading.Event()
+    store, vectors = opened(embedder)
+    store.append("s", says(*BIRDS))
+    threading.Event().wait(0.2)  # the background is at the gate
+    store.forget("s")
+    embedder.gate.set()
+    vectors.flush()
+
+    assert store.sessions() == []
+    assert numbers(vectors, BIRDS[0]) == []
+    assert vectors.stats().vectors == 0
+
+
+def test_a_session_of_the_same_name_begins_anew(opened: Callable[..., tuple[ConversationStore, Vectors]]) -> None:
+    """A session that is begun again under the id of a forgotten one has its own turns and nothing of the old ones."""
+    store, vectors = opened()
+    store.append("s", says(*BIRDS))
+    vectors.flush()
+    store.forget("s")
+    store.append("s", says("a violin"))
+    vectors.flush()
+
+    assert numbers(vectors, "heron violin", k=9) == [("s", 0)]
+
+
+def test_trimmed_turns_leave_the_index(home: Path) -> None:
+    """Turns that retention removed are not found, and their embeddings leave the store."""
+    with ConversationStore(home, upkeep_seconds=0, retention_turns=10) as store:
+        vectors = Vectors(store, IndexFiles(store.directory))
+        store.append("s", many(150))
+        vectors.flush()
+        store.expire()
+        vectors.flush()
+        found = {number for _, number in numbers(vectors, "heron invoice violin", k=200)}
+        page = store.get_state("s", "embeddings/0")
+        vectors.close()
+
+    assert found <= set(range(140, 150))
+    assert page == b""
+
+
+def test_a_restart_finds_the_same(opened: Callable[..., tuple[ConversationStore, Vectors]], home: Path) -> None:
+    """With its index files, without them, and with damaged ones, a new start answers as the one before."""
+    store, vectors = opened()
+    for session in range(3):
+        store.append(f"s{session}", many(200, seed=session))
+    vectors.flush()
+    queries = ["violin number", "glacier in case 17", "heron"]
+    before = [vectors.search(SearchQuery(query, k=30)) for query in queries]
+    vectors.close()
+    (path,) = index_files(home)
+    whole = path.read_bytes()
+    for data in (whole, None, whole[:-40], whole[:300] + b"\0" + whole[301:], b"nothing"):
+        if data is None:
+            path.unlink()
+        else:
+            path.write_bytes(data)
+        embedder = Recording("krunch-hashing-1-448", 448)
+        store, vectors = opened(embedder)
+        assert vectors.flush()
+        assert [vectors.search(SearchQuery(query, k=30)) for query in queries] == before
+        assert set(embedder.texts) == set(queries)  # every turn's embedding came from the store
+
+
+@pytest.mark.skipif(not HNSW, reason="hnswlib is not installed")
+def test_a_restart_takes_the_graph_if_it_is_whole(
+    opened: Callable[..., tuple[ConversationStore, Vectors]], home: Path
+) -> None:
+    """A graph is read from its file; a damaged, missing or foreign one is built anew from the store."""
+    store, vectors = opened(exact_up_to=100)
+    store.append("s", many(600))
+    vectors.flush()
+    before = vectors.search(SearchQuery("glacier", k=20))
+    vectors.close()
+    graph, snapshot = sorted(index_files(home), key=lambda path: path.suffix != ".hnsw")
+    whole, noted = graph.read_bytes(), snapshot.read_bytes()
+    for data in (whole, whole[:5000] + b"x" + whole[5001:], whole[:-1], b"", None):
+        snapshot.write_bytes(noted)
+        for path in index_files(home):
+            if path.suffix == ".hnsw":
+                path.unlink()
+        if data is not None:
+            graph.write_bytes(data)
+        store, vectors = opened(exact_up_to=100)
+        assert vectors.flush()
+        assert vectors.stats()[1:5] == (600, 0, 0, "graph")
+        assert vectors.search(SearchQuery("glacier", k=20)) == before
+
+
+def test_damaged_pages_are_embedded_again(opened: Callable[..., tuple[ConversationStore, Vectors]], home: Path) -> None:
+    """Embeddings that cannot be read in the store count as missing."""
+    embedder = Recording()
+    store, vectors = opened(embedder)
+    store.append("s", says(*BIRDS))
+    vectors.flush()
+    vectors.close()
+    store.put_state("s", "embeddings/0", b"\x93 no page")
+    store, vectors = opened(embedder)
+    vectors.flush()
+
+    assert numbers(vectors, BIRDS[2], k=1) == [("s", 2)]
+    assert embedder.texts[BIRDS[0]] == 2
+
+
+def test_another_model_takes_over_when_it_is_complete(
+    opened: Callable[..., tuple[ConversationStore, Vectors]], home: Path
+) -> None:
+    """While another model's vectors are made, those of the one before answer; then they are dropped."""
+    old, new = Recording("old"), Recording("new", 32)
+    store, vectors = opened(old)
+    store.append("s", many(300))
+    vectors.flush()
+    new.gate = threading.Event()
+    vectors.change_embedder(new)
+    assert numbers(vectors, THIRD, k=1) == [("s", 3)]
+    assert old.texts[THIRD] == 2  # as a turn, and as what was searched for
+    new.gate.set()
+    assert vectors.flush()
+    assert numbers(vectors, THIRD, k=1) == [("s", 3)]
+
+    assert (old.texts[THIRD], new.texts[THIRD]) == (2, 2)
+    assert vectors.stats().model == "new"
+    assert len(index_files(home)) == 1
+
+
+def test_after_a_restart_the_built_in_model_answers_for_another(
+    opened: Callable[..., tuple[ConversationStore, Vectors]],
+) -> None:
+    """Where the built-in embedder was used before, its vectors answer until those of the new one are complete."""
+    store, vectors = opened()
+    store.append("s", many(300))
+    vectors.flush()
+    new = Recording("new", 32)
+    new.gate = threading.Event()
+    store, vectors = opened(new)
+    assert numbers(vectors, THIRD, k=1) == [("s", 3)]
+    assert not new.texts
+    new.gate.set()
+    assert vectors.flush()
+
+    assert numbers(vectors, THIRD, k=1) == [("s", 3)]
+    assert new.texts[THIRD] == 2
+
+
+def test_several_processes_share_the_work(home: Path) -> None:
+    """Two processes on one home find each other's turns, and no text is embedded by both."""
+    program = """
+import sys
+from krunch_plugins import ConversationStore, SearchQuery
+from krunch_plugins.recall.embedders import HashingEmbedder
+from krunch_plugins.recall.files import IndexFiles
+from krunch_plugins.recall.vector_search import Vectors
+class Noting(HashingEmbedder):
+    def embed(self, texts):
+        seen.extend(texts)
+        return super().embed(texts)
+seen = []
+store = ConversationStore(sys.argv[1], upkeep_seconds=0)
+vectors = Vectors(store, IndexFiles(store.directory), Noting())
+for n in range(15):
+    store.append(sys.argv[2], [{"role": "user", "content": f"{sys.argv[2]} heron {n} {m}"} for m in range(10)])
+assert vectors.flush(60)
+sys.stdin.readline()
+assert vectors.flush(60)
+print(vectors.stats().vectors, *(text.replace(" ", "_") for text in seen))
+vectors.close()
+store.close()
+"""
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, home, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for name in ("one", "two")
+    ]
+    while not (home / "recall").exists():
+        threading.Event().wait(0.05)
+    threading.Event().wait(3.0)
+    outputs = [process.communicate("\\n", timeout=120)[0].split() for process in running]
+
+    assert [output[0] for output in outputs] == ["300", "300"]
+    embedded = Counter(text for output in outputs for text in output[1:])
+    assert len(embedded) == 300
+    assert set(embedded.values()) == {1}
+
+
+def test_without_room_for_embeddings_searches_go_on(home: Path) -> None:
+    """Where a tenant's quota leaves no room for embeddings they are in memory only."""
+    embedder = Recording(dimension=512)
+    with ConversationStore(home, upkeep_seconds=0, tenant_quota_bytes=12_000) as store:
+        vectors = Vectors(store, IndexFiles(store.directory), embedder)
+        store.append("s", many(40), tenant="acme")
+        assert vectors.flush()
+        found = numbers(vectors, THIRD, k=1, tenant="acme")
+        vectors.close()
+
+    assert found == [("s", 3)]
+
+
+def test_the_answer_of_a_version_stays(opened: Callable[..., tuple[ConversationStore, Vectors]]) -> None:
+    """As long as `version` is the same, so is the answer; what is appended changes it."""
+    store, vectors = opened()
+    store.append("s", says(*BIRDS))
+    vectors.flush()
+    before = vectors.version(None)
+    assert vectors.version(None) == before
+    store.append("s", says("another heron"))
+    vectors.flush()
+
+    assert vectors.version(None) != before
+
+
+def test_parts_and_tool_calls_are_embedded(opened: Callable[..., tuple[ConversationStore, Vectors]]) -> None:
+    """The text of content parts and what tools are called with can be found; turns without text are left alone."""
+    store, vectors = opened()
+    call = {"id": "1", "type": "function", "function": {"name": "book_flight", "arguments": '{"city": "Lisbon"}'}}
+    store.append(
+        "s",
+        [
+            {"role": "user", "content": [{"type": "text", "text": "a heron"}, {"type": "image_url", "image_url": {}}]},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "assistant", "content": None},
+        ],
+    )
+    assert vectors.flush()
+
+    assert numbers(vectors, "heron", k=1) == [("s", 0)]
+    assert numbers(vectors, "flight to lisbon", k=1) == [("s", 1)]
+    assert vectors.stats()[1:4] == (2, 0, 0)
