@@ -173,6 +173,9 @@ BROKEN_BEFORE = {
     ],
     "a letter behind a mark": ["; ".join(f"{n} is why the retry policy waits, {n}" for n in (3, 7, 9)), "¤\u10d0 is x"],
     "digits of two scripts": [":01/31/2024 v1.2.3 main and a hint \uff11:01/31/2024 v1.2.3 main and a hint"],
+    "a plus in an address that is not all ASCII": [
+        "ann+user42-при_mia+work@example.com_tim +user42-при_mia+work@example.com_tim "
+    ],
     "text of one period": ["=" * 3000 + "\n" + "a " * 2000 + '\\"' * 1000],
 }
 
