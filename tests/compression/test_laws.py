@@ -174,7 +174,8 @@ BROKEN_BEFORE = {
     "a letter behind a mark": ["; ".join(f"{n} is why the retry policy waits, {n}" for n in (3, 7, 9)), "¤\u10d0 is x"],
     "digits of two scripts": [":01/31/2024 v1.2.3 main and a hint \uff11:01/31/2024 v1.2.3 main and a hint"],
     "a plus in an address that is not all ASCII": [
-        "ann+user42-при_mia+work@example.com_tim +user42-при_mia+work@example.com_tim "
+        "\n```\nget_order policy this this this\n" * 3,
+        "\u10d0+user42-пример_mia.li+work@example.com_service_tim +user42-пример_mia.li+work@example.com_service_tim "
     ],
     "text of one period": ["=" * 3000 + "\n" + "a " * 2000 + '\\"' * 1000],
 }
