@@ -303,10 +303,10 @@ class Rows:
 
     def _values(self, row: str) -> Values | None:
         """What fills the slots; None if this is no row, or nobody knows what it leaves out."""
-        meant = self._known.get(row, ())
+        values = tuple(row.split(self.template.separator))
+        meant = self._known.get(row) or self._known.get(self.template.separator.join(map(str.strip, values)), ())
         if len(meant) == 1:
             return meant[0]
-        values = tuple(row.split(self.template.separator))
         if len(values) != len(self._constants) - 1:
             return None
         completed = complete(values, self.above)

@@ -155,6 +155,7 @@ ONE = json.dumps({**BOOKINGS[1], "nights": 9})
         ('¤{json2}¤2(3 ["nightly build"]("Ann Ray" core))',
          json.dumps({**SETTINGS, "labels": ["nightly build"]}, indent=2)),
         ("¤3|10.0.0.9|10:05:09|app.js|404|12\n", f"{LINES[2]}\n"),
+        ("¤3| 10.0.0.9 | 10:05:09 | app.js | 404 | 12", LINES[2]),
         ("Look: ¤3|10.0.0.9|10:05:09|app.js|404|12 is the only one.", f"Look: {LINES[2]} is the only one."),
         ("- `¤3|10.0.0.9|10:05:09|app.js|404|12` (odd)", f"- `{LINES[2]}` (odd)"),
         ("¤3|10.0.0.9|10:05:09|new.js|500|1", LINES[2].replace("app.js", "new.js").replace("404 in 12", "500 in 1")),
