@@ -58,6 +58,9 @@ PIECES = [
     *("\\", '"', "\n", " ", "x", "u00a4", "\\u00a4", "\\u00", "k", 'k"\\', "\u2028"),
     *("<", "<MAIL_", "<MAIL_1>", ">", "IL_1>", "😀", "😀<", "é", "\ud83d", "\ude00", "\ud83d\ude00<"),
 ]
+patient = settings(deadline=None)
+"""Nothing here is about time, and the machine may have other work."""
+
 hostile_text = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=14).map("".join)
 """Text built of what could confuse the expander: runs of marks, digits, half tokens, half escapes, surrogates."""
 
@@ -175,12 +178,14 @@ def test_symbols_and_tokens_in_text(written: str, meant: str) -> None:
     assert whole(written) == meant
 
 
+@patient
 @given(hostile_text)
 def test_whole_text_equals_the_reference(text: str) -> None:
     """A whole text expands to what a slow, separate reading of the rules gives."""
     assert whole(text) == expanded(text)
 
 
+@patient
 @given(hostile_text, st.lists(st.integers(0, 200)), st.booleans())
 def test_any_split_of_a_text_gives_the_whole(text: str, places: list[int], finish: bool) -> None:  # noqa: FBT001
     """However a text is cut into chunks, the client puts together what the whole would have given."""
@@ -233,6 +238,7 @@ def canonical(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
+@patient
 @given(json_spellings(), st.lists(st.integers(0, 400)))
 def test_tool_arguments_mean_what_the_whole_would(text: str, places: list[int]) -> None:
     """Arguments in any JSON spelling, in any chunks, stay JSON, and each string in them is expanded."""
@@ -273,6 +279,7 @@ def test_spellings_of_a_mark_in_tool_arguments(written: str, meant: str) -> None
     assert collect(out)[0, "arguments 0"] == meant
 
 
+@patient
 @given(hostile_text, st.lists(st.integers(0, 200)))
 def test_broken_json_gives_the_same_in_any_chunks(text: str, places: list[int]) -> None:
     """Arguments that are no JSON at all give the same whole and in chunks."""
@@ -284,6 +291,7 @@ def test_broken_json_gives_the_same_in_any_chunks(text: str, places: list[int]) 
     assert collect(out).get((0, "arguments 0"), "") == at_once
 
 
+@patient
 @given(hostile_text)
 def test_nothing_is_invented(text: str) -> None:
     """Where a request defines other symbols and tokens than those in a reply, every field of it stays as it is."""
@@ -298,6 +306,7 @@ def test_nothing_is_invented(text: str) -> None:
     assert expand_message(message, Meanings.of_symbols(elsewhere), token) == (message, 0)
 
 
+@patient
 @given(st.lists(st.tuples(st.integers(0, 5), hostile_text), max_size=12))
 def test_interleaved_choices_and_tool_calls_do_not_mix(pieces: list[tuple[int, str]]) -> None:
     """Texts of several choices, fields and tool calls, interleaved, each expand as if they had come alone."""
@@ -335,7 +344,7 @@ def test_interleaved_choices_and_tool_calls_do_not_mix(pieces: list[tuple[int, s
         assert [text for text in in_calls if text] == in_alone
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.text(alphabet=f"{MARK}12<x", max_size=8), st.booleans())
 def test_all_that_is_decided_has_gone_out(start: str, tokens: bool) -> None:  # noqa: FBT001
     """After each chunk, exactly what no continuation can change any more has gone out."""
@@ -354,6 +363,7 @@ def test_all_that_is_decided_has_gone_out(start: str, tokens: bool) -> None:  # 
     assert out[0]["choices"][0]["delta"]["content"] == possible[0][:certain]
 
 
+@patient
 @given(hostile_text)
 def test_hold_back_is_no_longer_than_a_symbol(text: str) -> None:
     """Fed character by character, never more is held back than the longest symbol has, in JSON its longest spelling."""
