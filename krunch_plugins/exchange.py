@@ -213,7 +213,7 @@ class Report:
         milliseconds: wall time of compression.
         messages: one entry per message, in order.
         problems: plugins that failed, in the order in which they did.
-        symbols_expanded: symbols that were expanded in the reply so far.
+        symbols_expanded: symbols and other marks that were expanded in the reply so far.
         cost: what the input costs plain and as sent; None if nobody knows the model's prices.
         context: what left the request because it was too long, and what was recalled; None without a
             `Settings.context_window`, or if `Settings.mode` is "off".
@@ -377,6 +377,8 @@ class Exchange:
     """Every symbol that this request defines, and the text it stands for. Set by compression."""
     substitutions: dict[str, str] = field(default_factory=dict)
     """Every token registered by `substitute`, and what it stands for."""
+    meanings: object = field(default=None, repr=False)
+    """What replies to this request are expanded with. Set by compression; means nothing to anybody else."""
     conversation: object = field(default=None, repr=False)
     """What the statistics know this conversation by. Set by compression; means nothing to anybody else."""
     runtime: Runtime | None = field(default=None, repr=False)
