@@ -105,7 +105,7 @@ class CompressionPlugin:
 
     def windows(self, exchange: Exchange) -> Windows:
         """What expands the texts of one reply to this request, one by one."""
-        return Windows(exchange.symbols, exchange.substitutions)
+        return Windows(_meanings(exchange), exchange.substitutions)
 
     def stats(self, tenant: str | None = None) -> Stats:
         """What is remembered of all conversations, or of a tenant's."""
