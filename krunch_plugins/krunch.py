@@ -7,12 +7,13 @@ import time
 from typing import TYPE_CHECKING, Any, Self, cast, overload
 
 from krunch_plugins.compression.plugin import CompressionPlugin
-from krunch_plugins.exchange import Exchange, Reply, Report
+from krunch_plugins.exchange import Exchange, Reply
 from krunch_plugins.plugins import PluginInfo, Plugins, copy_tree
 from krunch_plugins.recall.context import Contexts, HeldTurns
 from krunch_plugins.recall.plugin import RecallPlugin
 from krunch_plugins.recall.recall import Recall
 from krunch_plugins.recall.window import Window
+from krunch_plugins.report import Report
 from krunch_plugins.settings import Settings
 from krunch_plugins.storage.configured import hold_recent, open_store
 from krunch_plugins.storage.plugin import RecentTurnsPlugin, StoragePlugin

@@ -22,7 +22,7 @@ from krunch_plugins.compression.phrases import DEFINITION_TOKENS, SYMBOL_TOKENS,
 from krunch_plugins.compression.segments import LETTERS, Mark, Symbol, merge, numbered
 from krunch_plugins.compression.shapes import Shape
 from krunch_plugins.compression.templates import Template
-from krunch_plugins.exchange import MessageReport, Reason
+from krunch_plugins.report import MessageReport, Reason
 from krunch_plugins.tokens import RecentTokens
 
 if TYPE_CHECKING:
