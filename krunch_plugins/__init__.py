@@ -3,17 +3,19 @@
 from krunch_plugins._version import __version__
 from krunch_plugins.compression.decoder import restore
 from krunch_plugins.compression.rebase import MemoryStore
-from krunch_plugins.compression.statistics import SessionStats, Stats
+from krunch_plugins.compression.statistics import SessionStats, Stats, Usage
 from krunch_plugins.default import default_krunch
 from krunch_plugins.errors import KrunchError, RequestRefused
-from krunch_plugins.exchange import Cost, Exchange, MessageReport, Problem, Reply, Report
+from krunch_plugins.exchange import ContextReport, Cost, Exchange, MessageReport, Problem, Reply, Report
 from krunch_plugins.hookspecs import hookimpl
 from krunch_plugins.krunch import Krunch
+from krunch_plugins.recall.quoting import is_recalled
 from krunch_plugins.settings import Settings
 from krunch_plugins.storage.store import ConversationStore
 from krunch_plugins.turns import MemoStore, SearchHit, SearchQuery, Turn
 
 __all__ = [
+    "ContextReport",
     "ConversationStore",
     "Cost",
     "Exchange",
@@ -32,8 +34,10 @@ __all__ = [
     "Settings",
     "Stats",
     "Turn",
+    "Usage",
     "__version__",
     "default_krunch",
     "hookimpl",
+    "is_recalled",
     "restore",
 ]

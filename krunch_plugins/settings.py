@@ -6,7 +6,7 @@ import json
 import os
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Mode = Literal["on", "observe", "off"]
 Profile = Literal["safe", "balanced", "dense"]
 Rebase = Literal["never", "cold", "always"]
+ContextMode = Literal["recent", "full", "smart"]
 CacheFloor = Literal["nothing", "below", "everything"]
 
 ENVIRONMENT_PREFIX = "KRUNCH_"
@@ -75,7 +76,8 @@ class EfficiencySettings(BaseModel):
     force_compression: bool = Field(default=False, description="Buy new entries whatever they save.")
 
 
-WEIGHTS = {"words": 1.0, "vectors": 0.2, "topics": 0.1}
+Weight = Annotated[float, Field(ge=0)]
+WEIGHTS: dict[str, Weight] = {"words": 1.0, "vectors": 0.2, "topics": 0.1}
 """What Krunch's own search plugins count in the fusion; see docs/recall.md for how they were chosen."""
 
 
@@ -88,7 +90,7 @@ class RecallSettings(BaseModel):
         default=frozenset({"words", "vectors"}),
         description="What searches the history: words (BM25), vectors (embeddings), topics (warm places of the torus).",
     )
-    weights: dict[str, float] = Field(
+    weights: dict[str, Weight] = Field(
         default=WEIGHTS,
         description="What a search plugin counts in the fusion, by its name; outside ones that are not named count 1.",
     )
@@ -192,6 +194,39 @@ class Settings(BaseModel):
     )
 
     recall: RecallSettings = Field(RecallSettings(), description="How old turns are found again.")
+
+    context_window: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "Tokens of message text that a request may have; when it has more, old messages leave it in large steps, "
+            "and what matters of them is recalled. Needs a store, and sessions. Unset: nothing leaves."
+        ),
+    )
+    context_recall: float = Field(
+        0.125,
+        ge=0,
+        le=0.5,
+        description=(
+            "Share of the window that is for recalled turns, all together, up to 0.5, but at least 400 tokens, or a "
+            "third of a small window; 0: none are recalled."
+        ),
+    )
+    context_sessions: Literal["this", "all"] = Field(
+        "this",
+        description=(
+            'Whose turns may be recalled: those of "this" session, or those of "all" sessions of the tenant. Sessions '
+            "without a tenant are one tenant's."
+        ),
+    )
+    context_pinned: int = Field(
+        1,
+        ge=0,
+        description=(
+            "First messages of a conversation that never leave it, beside those of the system, as far as they take no "
+            "more than half of the window."
+        ),
+    )
 
     home: Path | None = Field(
         None,
@@ -358,9 +393,13 @@ def _allowed(field: FieldInfo) -> str:
     if getattr(field.annotation, "__origin__", None) is Literal:
         return "one of " + ", ".join(map(repr, get_args(field.annotation)))
     if getattr(field.annotation, "__origin__", None) is frozenset:
+        choices = get_args(get_args(field.annotation)[0])
+        if choices:
+            return f"a list of some of {', '.join(map(repr, choices))} (in a variable: separated by commas)"
         return "a list of strings (in a variable: separated by commas)"
     words: dict[Any, str] = {
         int: "a whole number",
+        int | None: "a whole number",
         float: "a number",
         bool: "true or false",
         str: "a string",
@@ -368,6 +407,7 @@ def _allowed(field: FieldInfo) -> str:
         RecallSettings: "a table of settings",
         dict[str, int]: "a table of whole numbers by model (in a variable: as JSON)",
         dict[str, float]: "a table of numbers by model (in a variable: as JSON)",
+        dict[str, Weight]: "a table of numbers from 0 by plugin (in a variable: as JSON)",
         dict[str, ModelPrice]: "a table of prices by model, each with input, output, cache_read and cache_write from 0 "
         "(in a variable: as JSON)",
     }

@@ -18,6 +18,12 @@ Message = dict[str, Any]
 EventKind = Literal["append", "forget", "trim", "reset"]
 """What a `TurnEvent` tells: turns came; a session is gone; a session's oldest turns are gone; start from nothing."""
 
+APART = "\x1f"
+"""First character of tenants whose sessions are no conversations but logs of something else (checkpoints, say).
+
+No retention removes their turns, and nobody is told when these leave RAM.
+"""
+
 EvictReason = Literal["size", "ttl", "forget", "close"]
 """Why turns leave the hot tier: no room, too old, the session is forgotten, the store is closed."""
 
@@ -128,7 +134,8 @@ class TurnLog(Protocol):
             limit: about how many events to return at most; the first answer may be longer.
 
         Returns:
-            The events, and the cursor to ask with next time. No events: nothing is new.
+            The events, and the cursor to ask with next time. Nothing is new when that is the one that was given; there
+            may be no events otherwise too, because turns that came and went again are none.
         """
 
 
@@ -192,8 +199,9 @@ class Embedder(Protocol):
     """Turns texts into vectors. Near meanings should get near vectors (by cosine).
 
     Called in batches, from a background thread and from the thread of a search, possibly at the same time. It may also
-    have `batch_size`, how many texts it likes in a call, and `embed_query(text)`, which gives the vector of a query,
-    shape (dimension,), where that is not made as a document's is.
+    have `batch_size`, how many texts it likes in a call; `max_characters`, above which a text loses its middle before
+    it is embedded; and `embed_query(text)`, which gives the vector of a query, shape (dimension,), where that is not
+    made as a document's is.
 
     Both attributes may be plain ones.
     """

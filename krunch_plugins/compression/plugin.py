@@ -16,6 +16,7 @@ from krunch_plugins.compression.meanings import Meanings
 from krunch_plugins.compression.rebase import ColdRebase, encode_whole
 from krunch_plugins.compression.statistics import Name, Statistics
 from krunch_plugins.compression.stream import ChunkExpander, expand_message
+from krunch_plugins.compression.windows import Windows
 from krunch_plugins.errors import TokenizerUnavailable
 from krunch_plugins.exchange import MessageReport
 from krunch_plugins.hookspecs import hookimpl
@@ -101,6 +102,10 @@ class CompressionPlugin:
     def chunk_expander(self, exchange: Exchange) -> ChunkExpander:
         """What expands one streamed reply to this request."""
         return ChunkExpander(_meanings(exchange), exchange.substitutions, json_content=exchange.json_reply)
+
+    def windows(self, exchange: Exchange) -> Windows:
+        """What expands the texts of one reply to this request, one by one."""
+        return Windows(_meanings(exchange), exchange.substitutions)
 
     def stats(self, tenant: str | None = None) -> Stats:
         """What is remembered of all conversations, or of a tenant's."""

@@ -253,6 +253,26 @@ class ConversationStore:
         data = blocks.to_json(blocks.plain_copy(metadata, "metadata"), "metadata")
         self._ledger(session).set_profile(session, tenant, self._clock(), metadata=data)
 
+    def update_state(
+        self, session: str, name: str, change: Callable[[bytes | None], bytes], *, tenant: str | None = None
+    ) -> bytes:
+        """Change state in one step: what others put at the same time is seen by `change` or comes after it.
+
+        Args:
+            session: whose state; begun if it is new.
+            name: the state's name.
+            change: given what is there, or None, returns what is to be there. Quick: everybody else waits for it.
+            tenant: who owns the session.
+
+        Returns:
+            What is there now.
+        """
+        ledger = self._ledger(session)
+        with ledger.cold.transaction():
+            data = change(ledger.get_state(session, name, tenant))
+            ledger.put_state(session, name, data, tenant, self._clock())
+        return data
+
     def get_state(self, session: str, name: str, *, tenant: str | None = None) -> bytes | None:
         """Bytes that a wing keeps with the session, or None."""
         ledger = self._ledger(session)
@@ -261,6 +281,15 @@ class ConversationStore:
     def put_state(self, session: str, name: str, data: bytes, *, tenant: str | None = None) -> None:
         """Keep bytes with the session; durable when it returns, forgotten with the session."""
         self._ledger(session).put_state(session, name, data, tenant, self._clock())
+
+    def swap_state(
+        self, session: str, name: str, data: bytes, *, expect: bytes | None, tenant: str | None = None
+    ) -> bool:
+        """`put_state`, but only if `expect` is what lies there (None: nothing); whether it was.
+
+        No other process comes in between. A session that does not exist is not begun: it may just have been forgotten.
+        """
+        return self._ledger(session).swap_state(session, name, data, tenant, self._clock(), expect=expect)
 
     def put_state_if(self, session: str, name: str, data: bytes, *, key: str, tenant: str | None = None) -> bool:
         """`put_state`, but only if the session is there and still the one of this key; see `TurnEvent.key`.
@@ -327,6 +356,20 @@ class ConversationStore:
             retention.settle_soon(ledger, report)
         self._gone(session, tenant, report)
         return report
+
+    def trim(self, session: str, start: int, *, tenant: str | None = None) -> int:
+        """Remove a session's turns before number `start`; the numbers of those that stay do not change.
+
+        The background thread overwrites the space they leave, as after `expire`.
+
+        Returns:
+            How many turns were removed.
+        """
+        inside, removed = retention.cut(self._ledger(session), session, tenant, start)
+        if removed:
+            self._tiers.let_go(self._tiers.hot.take(inside, "forget"))
+            self._tiers.tell(tenant)
+        return removed
 
     def expire(self, now: float | None = None) -> Forgotten:
         """Apply `retention_days` and `retention_turns`, from the front of each session up to the first turn that stays.
