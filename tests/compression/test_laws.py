@@ -178,7 +178,7 @@ BROKEN_BEFORE = {
         "\u10d0+user42-пример_mia.li+work@example.com_service_tim +user42-пример_mia.li+work@example.com_service_tim ",
     ],
     "a time of day behind a date": [
-        ".−5.network_timeout.each.user42.x².camelCaseName.½:Ce.−5.network_timeout.each.user42.x².camelCaseName.½:",
+        ".\u22125.network_timeout.each.user42.x².camelCaseName.½:Ce.\u22125.network_timeout.each.user42.x².camelCaseName.½:",
         "#2024-01-31 10:05:33,120 人々(0eut.ea1 10:05:33,120 人々 2\n",
     ],
     "a literal symbol in a template": [
