@@ -13,12 +13,13 @@ from krunch_plugins.recall.quoting import is_recalled
 from krunch_plugins.report import ContextReport, Cost, MessageReport, Problem, Report
 from krunch_plugins.settings import Settings
 from krunch_plugins.storage.store import ConversationStore
-from krunch_plugins.turns import MemoStore, SearchHit, SearchQuery, Turn
+from krunch_plugins.turns import Embedder, MemoStore, SearchHit, SearchQuery, Turn
 
 __all__ = [
     "ContextReport",
     "ConversationStore",
     "Cost",
+    "Embedder",
     "Exchange",
     "Krunch",
     "KrunchError",
