@@ -213,7 +213,7 @@ class Report:
         milliseconds: wall time of compression.
         messages: one entry per message, in order.
         problems: plugins that failed, in the order in which they did.
-        symbols_expanded: symbols that were expanded in the reply so far.
+        symbols_expanded: symbols and other marks that were expanded in the reply so far.
         cost: what the input costs plain and as sent; None if nobody knows the model's prices.
         context: what left the request because it was too long, and what was recalled; None without a
             `Settings.context_window`, or if `Settings.mode` is "off".
@@ -324,15 +324,21 @@ class StreamExpander(Protocol):
     def feed(self, chunk: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Take one OpenAI chat chunk; give back the chunks to hand on (zero or more). `chunk` is not changed."""
 
-    def flush(self, *, partial: bool = False, metadata: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    def flush(
+        self, *, partial: bool = False, metadata: Mapping[str, Any] | None = None, message: Message | None = None
+    ) -> list[dict[str, Any]]:
         """End the stream: what was held back, and the `post_response` hooks run. A second call returns nothing.
 
         Args:
             partial: the stream was broken off; the hooks see `reply.partial`.
             metadata: what the store is to keep with the reply, if it is recorded; JSON-like.
+            message: the whole reply, expanded, for the hooks to see, from an adapter that puts it together itself;
+                None: it is put together from the chunks.
         """
 
-    async def aflush(self, *, partial: bool = False, metadata: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    async def aflush(
+        self, *, partial: bool = False, metadata: Mapping[str, Any] | None = None, message: Message | None = None
+    ) -> list[dict[str, Any]]:
         """`flush`, off the event loop where the hooks may take long."""
 
 
@@ -371,6 +377,8 @@ class Exchange:
     """Every symbol that this request defines, and the text it stands for. Set by compression."""
     substitutions: dict[str, str] = field(default_factory=dict)
     """Every token registered by `substitute`, and what it stands for."""
+    meanings: object = field(default=None, repr=False)
+    """What replies to this request are expanded with. Set by compression; means nothing to anybody else."""
     conversation: object = field(default=None, repr=False)
     """What the statistics know this conversation by. Set by compression; means nothing to anybody else."""
     runtime: Runtime | None = field(default=None, repr=False)

@@ -75,6 +75,7 @@ class Krunch:
         storage = StoragePlugin(self.store) if self.store else RecentTurnsPlugin(cast("RecentTurns", self._recent))
         self._recall = Recall(self.settings, self.store, embedder)
         record = storage.record_request if isinstance(storage, StoragePlugin) else None
+        self._record_request = record
         window = Window(
             self.settings, self.store, self._find_or_fail, record, lambda: self._plugins.has_outside("pre_request")
         )
@@ -161,6 +162,33 @@ class Krunch:
         if self._recent is not None:
             self._recent.forget(session, tenant=tenant)
         return None if self.store is None else self.store.forget(session, tenant=tenant)
+
+    def record(
+        self,
+        messages: Sequence[Message],
+        *,
+        session: str,
+        tenant: str | None = None,
+        turn_metadata: Sequence[Mapping[str, Any] | None] | None = None,
+    ) -> None:
+        """Put what is new of a conversation into the store, without a request: for turns that reach no model.
+
+        What was recorded before, by this or by exchanges, is not recorded again. Without a store, nothing happens.
+
+        Args:
+            messages: the conversation from its beginning, or as much of it as the caller has; OpenAI format.
+            session: its id.
+            tenant: who owns the session.
+            turn_metadata: what the store is to keep with each message; one for each, JSON-like.
+
+        Raises:
+            StoreError: it could not be recorded.
+            TypeError: `messages` is no sequence of dicts.
+        """
+        if self._record_request is not None:
+            exchange = self._exchange(messages, "", session, tenant, None, json_reply=False)
+            exchange.turn_metadata = turn_metadata
+            self._record_request(exchange)
 
     def recent(self, session: str, n: int = 20, *, tenant: str | None = None) -> list[Turn]:
         """The newest turns of a session, in order: from the store, or without one from RAM (`Settings.hot_turns`).
