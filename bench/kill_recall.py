@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -158,6 +159,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--writers", type=int, default=2)
     parser.add_argument("--voices", nargs="+", default=["words", "vectors"])
+    parser.add_argument("--keep", type=Path, help="stop at the first round that fails, and leave a copy of its home")
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
     seen: Counter[str] = Counter()
@@ -169,7 +171,10 @@ def main() -> int:
             seen.update(damaged.split(", "))
             if wrong := compare(home, chance, arguments.voices):
                 failed += 1
-                print(f"round {number} ({damaged}): {len(wrong)} answers differ from a rebuild: {wrong[0]}")
+                print(f"round {number} ({damaged}): {len(wrong)} answers differ from a rebuild: {wrong[0]}", flush=True)
+                if arguments.keep:
+                    shutil.copytree(home, arguments.keep)
+                    return 1
     print(f"{arguments.rounds} rounds, {failed} with answers that differ from a rebuild")
     print("damaged: " + ", ".join(f"{what} {count}" for what, count in seen.most_common()))
     return 1 if failed else 0

@@ -6,14 +6,16 @@ from krunch_plugins.compression.rebase import MemoryStore
 from krunch_plugins.compression.statistics import SessionStats, Stats, Usage
 from krunch_plugins.default import default_krunch
 from krunch_plugins.errors import KrunchError, RequestRefused
-from krunch_plugins.exchange import Cost, Exchange, MessageReport, Problem, Reply, Report
+from krunch_plugins.exchange import ContextReport, Cost, Exchange, MessageReport, Problem, Reply, Report
 from krunch_plugins.hookspecs import hookimpl
 from krunch_plugins.krunch import Krunch
+from krunch_plugins.recall.quoting import is_recalled
 from krunch_plugins.settings import Settings
 from krunch_plugins.storage.store import ConversationStore
 from krunch_plugins.turns import MemoStore, SearchHit, SearchQuery, Turn
 
 __all__ = [
+    "ContextReport",
     "ConversationStore",
     "Cost",
     "Exchange",
@@ -36,5 +38,6 @@ __all__ = [
     "__version__",
     "default_krunch",
     "hookimpl",
+    "is_recalled",
     "restore",
 ]

@@ -109,6 +109,95 @@ class Cost:
         return self.plain - self.sent
 
 
+ContextReason = Literal[
+    "fits",
+    "left",
+    "would_leave",
+    "nothing_can_leave",
+    "no_session",
+    "no_store",
+    "tokenizer_unavailable",
+    "store_failed",
+    "error",
+]
+"""Why messages left a request, or did not.
+
+- `fits`: the request is within the window.
+- `left`: old messages left it.
+- `would_leave`: they would, but `Settings.mode` is "observe".
+- `nothing_can_leave`: it is too long, but holds only what stays: messages of the system, pinned ones, the last one.
+- `no_session`: it has no session, so what left could not be found again; it is sent whole.
+- `no_store`: there is no store that would have what left; it is sent whole.
+- `tokenizer_unavailable`: tokens cannot be counted for this model now; it is sent whole.
+- `store_failed`: the store could not take or give what is needed; it is sent whole.
+- `error`: deciding failed; it is sent whole, and the `krunch` logger says with what.
+"""
+
+RecallReason = Literal[
+    "",
+    "recalled",
+    "replayed",
+    "in_window",
+    "nothing_asked",
+    "nothing_found",
+    "no_room",
+    "not_the_users",
+    "off",
+    "search_failed",
+    "not_recorded",
+]
+"""Why old turns were recalled for the last message, or were not. "": no message has left.
+
+- `recalled`: they were put in right before it.
+- `replayed`: they were recalled when this request was first sent, and stand in it again.
+- `in_window`: it is about what is in the request already.
+- `nothing_asked`: it has no word to look for ("yes", "go on").
+- `nothing_found`: the search found nothing that may be recalled.
+- `no_room`: the share of the window that is for recalled turns is used up until the next cut.
+- `not_the_users`: the last message is not the user's.
+- `off`: `Settings.context_recall` is 0.
+- `search_failed`: searching failed; what left is in the store all the same.
+- `not_recorded`: what was recalled could not be recorded with the session, so it was not sent.
+"""
+
+
+@dataclass(slots=True)
+class ContextReport:
+    """What left a request because of `Settings.context_window`, and what was recalled. Tokens as before compression.
+
+    Attributes:
+        window: tokens that the request may have.
+        reason: why messages left, or did not.
+        recall: why turns were recalled for the last message, or were not.
+        tokens_before: tokens of the request as the plugins left it, at four a message beside its text.
+        tokens_after: the same without what left and with what was recalled (in "observe": without what would leave).
+        left: how many messages left (in "observe": would leave).
+        left_tokens: their tokens.
+        cuts: how many times messages have left this conversation so far. The provider's cached prefix breaks when
+            this grows, and at no other time.
+        inserts: how many messages with recalled turns stand in the request, those of earlier requests included.
+        recalled_tokens: their tokens.
+        recalled: session and number of each turn that was put in before the last message, with its neighbours.
+    """
+
+    window: int
+    reason: ContextReason = "fits"
+    recall: RecallReason = ""
+    tokens_before: int = 0
+    tokens_after: int = 0
+    left: int = 0
+    left_tokens: int = 0
+    cuts: int = 0
+    inserts: int = 0
+    recalled_tokens: int = 0
+    recalled: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def over_window(self) -> bool:
+        """Whether the request is longer than the window all the same: what stays takes too much, or nothing left."""
+        return self.tokens_after > self.window
+
+
 @dataclass(slots=True)
 class Report:
     """What compression did to one request, and why.
@@ -126,6 +215,8 @@ class Report:
         problems: plugins that failed, in the order in which they did.
         symbols_expanded: symbols that were expanded in the reply so far.
         cost: what the input costs plain and as sent; None if nobody knows the model's prices.
+        context: what left the request because it was too long, and what was recalled; None without a
+            `Settings.context_window`, or if `Settings.mode` is "off".
     """
 
     mode: Literal["on", "observe", "off"] = "on"
@@ -140,6 +231,7 @@ class Report:
     problems: list[Problem] = field(default_factory=list)
     symbols_expanded: int = 0
     cost: Cost | None = None
+    context: ContextReport | None = None
 
     @property
     def tokens_saved(self) -> int:

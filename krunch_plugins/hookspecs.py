@@ -80,9 +80,11 @@ def on_search(query: SearchQuery) -> Sequence[SearchHit]:  # type: ignore[empty-
     """Answer a search for old turns.
 
     Called: once per `Krunch.search`.
-    May change: nothing. Return the best hits first, at most `query.k` of them, or an empty sequence.
-    Combines: the hits of all plugins are fused by reciprocal rank; the same turn found twice counts once, and
-        `hit.found_by` tells who found it at which rank.
+    May change: nothing. Return the best hits first, at most `query.k` of them, or an empty sequence. `query.k` may be
+        more than the caller wants, so that there is something to fuse. Answer for `query.tenant` and nobody else;
+        hits that the other filters rule out are dropped.
+    Combines: the hits of all plugins are fused by reciprocal rank, weighted by `Settings.recall.weights`; the same
+        turn found twice counts once, and `hit.found_by` tells who found it at which rank.
     Raises: logged, the plugin's answer counts as empty, the others are asked. So it is when it returns something
         that is no `SearchHit`.
     Order: does not matter; all answers are fused.

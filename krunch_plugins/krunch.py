@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any, Self, cast, overload
 from krunch_plugins.compression.plugin import CompressionPlugin
 from krunch_plugins.exchange import Exchange, Reply, Report
 from krunch_plugins.plugins import PluginInfo, Plugins, copy_tree
+from krunch_plugins.recall.context import Contexts, HeldTurns
+from krunch_plugins.recall.plugin import RecallPlugin
 from krunch_plugins.recall.recall import Recall
+from krunch_plugins.recall.window import Window
 from krunch_plugins.settings import Settings
 from krunch_plugins.storage.configured import hold_recent, open_store
 from krunch_plugins.storage.plugin import RecentTurnsPlugin, StoragePlugin
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
     from krunch_plugins.compression.statistics import SessionStats, Stats
     from krunch_plugins.exchange import StreamExpander, TextExpander
+    from krunch_plugins.settings import ContextMode
     from krunch_plugins.storage.recent import RecentTurns
     from krunch_plugins.storage.retention import Forgotten
     from krunch_plugins.storage.store import ConversationStore
@@ -70,9 +74,19 @@ class Krunch:
         self._recent = None if self.store else hold_recent(self.settings, clock, self._tell_evicted)
         storage = StoragePlugin(self.store) if self.store else RecentTurnsPlugin(cast("RecentTurns", self._recent))
         self._recall = Recall(self.settings, self.store, embedder)
-        self._plugins = Plugins({"compression": self._compression, **self._recall.plugins(), storage.name: storage})
+        record = storage.record_request if isinstance(storage, StoragePlugin) else None
+        window = Window(
+            self.settings, self.store, self._find_or_fail, record, lambda: self._plugins.has_outside("pre_request")
+        )
+        keeper = {} if self.settings.context_window is None else {RecallPlugin.name: RecallPlugin(window)}
+        parts = {**keeper, "compression": self._compression, **self._recall.plugins(), storage.name: storage}
+        self._plugins = Plugins(parts)
+        self._contexts = Contexts(
+            self.store or HeldTurns(self.recent), self._find_or_fail, self.settings.default_encoding
+        )
         if self.store is not None:
             self.store.on_evict(self._plugins.on_evict)
+            self.store.on_forget(window.forget)
         try:
             self._plugins.load_entry_points()
             for plugin in plugins:
@@ -198,11 +212,42 @@ class Krunch:
             raise ValueError(f"k is {k}; a search is for 1 turn at least")
         chosen = None if roles is None else frozenset([roles] if isinstance(roles, str) else roles)
         asked = SearchQuery(query, session, tenant, k, after, before, chosen, metadata)
-        return self._recall.search(asked, self._plugins.on_search, cacheable=not self._plugins.has_outside("on_search"))
+        return self._find(asked)
 
     async def asearch(self, query: str, **filters: Any) -> list[SearchHit]:  # noqa: ANN401 - as `search` has them
         """`search`, in a worker thread, because it reads from the disk; the same arguments."""
         return await asyncio.to_thread(self.search, query, **filters)
+
+    def context(
+        self,
+        session: str,
+        mode: ContextMode = "recent",
+        *,
+        query: str | None = None,
+        budget: int = 2000,
+        tenant: str | None = None,
+    ) -> list[Message]:
+        """Messages of a session, from the store, to go on with; docs/context.md says how they are chosen.
+
+        Args:
+            session: its id. One that does not exist has no messages.
+            mode: "recent", the last messages that fit; "full", all; "smart", the last ones, and the old turns that
+                matter for the query, in one message of the user that quotes them and says when each was said.
+            query: what is asked next; None: what the user said last. Only for "smart".
+            budget: tokens, counted by `Settings.default_encoding`; "full" does not look at it. Messages of the system
+                are always there, whole: if they alone exceed it, they are all there is.
+            tenant: who owns the session.
+
+        Raises:
+            ValueError: an unknown mode, or a budget below 1.
+            StoreError: the store could not be read.
+            TokenizerUnavailable: tokens cannot be counted.
+        """
+        return self._contexts.make(session, mode, query, budget, tenant)
+
+    async def acontext(self, session: str, mode: ContextMode = "recent", **options: Any) -> list[Message]:  # noqa: ANN401 - as `context` has them
+        """`context`, in a worker thread, because it reads from the disk; the same arguments."""
+        return await asyncio.to_thread(self.context, session, mode, **options)
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until everything stored so far is searchable in every way, embeddings too, and on disk.
@@ -214,6 +259,15 @@ class Krunch:
             False if time ran out, or an embedder failed; it is tried again later, and words find the turns meanwhile.
         """
         return self._recall.flush(timeout)
+
+    def _find(self, query: SearchQuery) -> list[SearchHit]:
+        cacheable = not self._plugins.has_outside("on_search")
+        return self._recall.search(query, self._plugins.on_search, cacheable=cacheable)
+
+    def _find_or_fail(self, query: SearchQuery) -> list[SearchHit]:
+        """`_find`; raises StoreError where all plugins failed, which is not to be taken for having found nothing."""
+        cacheable = not self._plugins.has_outside("on_search")
+        return self._recall.search(query, self._plugins.search_or_fail, cacheable=cacheable)
 
     def _tell_evicted(self, session: str, turns: list[Turn], reason: EvictReason, tenant: str | None) -> None:
         self._plugins.on_evict(session, turns, reason, tenant)
@@ -291,11 +345,13 @@ class Krunch:
     ) -> Exchange:
         """`prepare` for async callers: in a worker thread when it may take long.
 
-        That is when the request is large, outside plugins see it, or the memo store is asked (`rebase="cold"`).
+        That is when the request is large, outside plugins see it, or a store is asked (`rebase="cold"`, a
+        `context_window`).
         """
         exchange = self._exchange(messages, model, session, tenant, tools, json_reply=json_reply)
         exchange.turn_metadata, exchange.no_definitions = turn_metadata, no_definitions
-        slow = self.settings.rebase == "cold" or self._plugins.has_outside("pre_request")
+        waits = self.settings.rebase == "cold" or self.settings.context_window is not None
+        slow = waits or self._plugins.has_outside("pre_request")
         if slow or self._is_large(exchange.messages):
             await asyncio.to_thread(self._plugins.pre_request, exchange)
         else:

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
@@ -16,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from krunch_plugins import hookspecs
-from krunch_plugins.errors import PluginError, RequestRefused
+from krunch_plugins.errors import PluginError, RequestRefused, StoreError
 from krunch_plugins.exchange import Exchange, Problem, Reply
-from krunch_plugins.turns import SearchHit
+from krunch_plugins.turns import SearchHit, Turn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from pluggy import HookImpl
 
-    from krunch_plugins.turns import EvictReason, SearchQuery, Turn
+    from krunch_plugins.turns import EvictReason, SearchQuery
 
 DISABLE_VARIABLE = "KRUNCH_DISABLE_PLUGINS"
 """Comma-separated names of outside plugins to keep out, or "all"; read when a `Krunch` is made."""
@@ -220,6 +221,17 @@ class Plugins:
                 _log_failure(implementation.plugin_name, "on_search", error, "its answer counts as empty")
         return answers
 
+    def search_or_fail(self, query: SearchQuery) -> dict[str, Sequence[SearchHit]]:
+        """`on_search`, for those who must tell that nothing was found from that all of them failed.
+
+        Raises:
+            StoreError: there are plugins that search, and none of them could.
+        """
+        answers = self.on_search(query)
+        if not answers and self._implementations("on_search"):
+            raise StoreError("no search plugin could answer; the krunch logger says why")
+        return answers
+
     def note(self, exchange: Exchange, plugin: str, hook: str, error: Exception) -> None:
         """Enter a failure in the exchange's report and the log."""
         exchange.report.problems.append(Problem(plugin, hook, type(error).__name__))
@@ -353,9 +365,22 @@ def _check_reply(reply: Reply) -> None:
 
 def _hits(found: Any, query: SearchQuery) -> list[SearchHit]:  # noqa: ANN401 - whatever a plugin returned
     hits = [] if found is None else list(found)
-    if not all(isinstance(hit, SearchHit) for hit in hits):
-        raise TypeError("on_search returned something that is no SearchHit")
+    if not all(isinstance(hit, SearchHit) and _is_whole(hit) for hit in hits):
+        raise TypeError("on_search returned something that is no SearchHit, or one without a turn")
     return hits[: query.k]
+
+
+def _is_whole(hit: SearchHit) -> bool:
+    """Whether the parts of a hit that others work with are what they should be."""
+    turn = hit.turn
+    return (
+        isinstance(hit.session, str)
+        and isinstance(turn, Turn)
+        and isinstance(turn.number, int)
+        and isinstance(turn.timestamp, (int, float))
+        and isinstance(turn.message, dict)
+        and isinstance(turn.metadata, Mapping)
+    )
 
 
 def _log_failure(plugin: str, hook: str, error: Exception, consequence: str) -> None:

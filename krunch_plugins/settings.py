@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Mode = Literal["on", "observe", "off"]
 Profile = Literal["safe", "balanced", "dense"]
 Rebase = Literal["never", "cold", "always"]
+ContextMode = Literal["recent", "full", "smart"]
 CacheFloor = Literal["nothing", "below", "everything"]
 
 ENVIRONMENT_PREFIX = "KRUNCH_"
@@ -193,6 +194,39 @@ class Settings(BaseModel):
 
     recall: RecallSettings = Field(RecallSettings(), description="How old turns are found again.")
 
+    context_window: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "Tokens of message text that a request may have; when it has more, old messages leave it in large steps, "
+            "and what matters of them is recalled. Needs a store, and sessions. Unset: nothing leaves."
+        ),
+    )
+    context_recall: float = Field(
+        0.125,
+        ge=0,
+        le=0.5,
+        description=(
+            "Share of the window that is for recalled turns, all together, up to 0.5, but at least 400 tokens, or a "
+            "third of a small window; 0: none are recalled."
+        ),
+    )
+    context_sessions: Literal["this", "all"] = Field(
+        "this",
+        description=(
+            'Whose turns may be recalled: those of "this" session, or those of "all" sessions of the tenant. Sessions '
+            "without a tenant are one tenant's."
+        ),
+    )
+    context_pinned: int = Field(
+        1,
+        ge=0,
+        description=(
+            "First messages of a conversation that never leave it, beside those of the system, as far as they take no "
+            "more than half of the window."
+        ),
+    )
+
     home: Path | None = Field(
         None,
         strict=False,  # a string will do
@@ -361,6 +395,7 @@ def _allowed(field: FieldInfo) -> str:
         return "a list of strings (in a variable: separated by commas)"
     words: dict[Any, str] = {
         int: "a whole number",
+        int | None: "a whole number",
         float: "a number",
         bool: "true or false",
         str: "a string",

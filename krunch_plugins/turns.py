@@ -128,7 +128,8 @@ class TurnLog(Protocol):
             limit: about how many events to return at most; the first answer may be longer.
 
         Returns:
-            The events, and the cursor to ask with next time. No events: nothing is new.
+            The events, and the cursor to ask with next time. Nothing is new when that is the one that was given; there
+            may be no events otherwise too, because turns that came and went again are none.
         """
 
 
@@ -192,8 +193,9 @@ class Embedder(Protocol):
     """Turns texts into vectors. Near meanings should get near vectors (by cosine).
 
     Called in batches, from a background thread and from the thread of a search, possibly at the same time. It may also
-    have `batch_size`, how many texts it likes in a call, and `embed_query(text)`, which gives the vector of a query,
-    shape (dimension,), where that is not made as a document's is.
+    have `batch_size`, how many texts it likes in a call; `max_characters`, above which a text loses its middle before
+    it is embedded; and `embed_query(text)`, which gives the vector of a query, shape (dimension,), where that is not
+    made as a document's is.
 
     Both attributes may be plain ones.
     """

@@ -27,14 +27,22 @@ class LangChainEmbedder:
             `model` or `model_name`.
         dimension: length of its vectors. None: its `dimensions`, or else what one call shows when it is asked for.
         batch_size: texts in one call.
+        max_characters: longer texts lose their middle; the usual 8,000 tokens of a model are about as many.
 
     Attributes:
         name: as above, after "langchain/".
         batch_size: texts in one call.
+        max_characters: longer texts lose their middle.
     """
 
     def __init__(
-        self, embeddings: Embeddings, *, name: str | None = None, dimension: int | None = None, batch_size: int = 64
+        self,
+        embeddings: Embeddings,
+        *,
+        name: str | None = None,
+        dimension: int | None = None,
+        batch_size: int = 64,
+        max_characters: int = 24_000,
     ) -> None:
         if not isinstance(embeddings, Embeddings):
             raise TypeError(f"embeddings must be LangChain's Embeddings, not {type(embeddings).__name__}")
@@ -42,7 +50,7 @@ class LangChainEmbedder:
         self._lock = threading.Lock()
         given = getattr(embeddings, "dimensions", None)
         self._dimension = dimension or (given if isinstance(given, int) else None)
-        self.batch_size = batch_size
+        self.batch_size, self.max_characters = batch_size, max_characters
         self.name = f"langchain/{name or _name(embeddings)}"
 
     @property

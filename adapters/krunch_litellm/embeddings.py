@@ -26,11 +26,13 @@ class LiteLLMEmbedder:
         dimension: length of its vectors. None: what `dimensions` among the options or LiteLLM's list of models says, or
             else what one call shows when it is first asked for.
         batch_size: texts in one call.
+        max_characters: longer texts lose their middle; the usual 8,000 tokens of a model are about as many.
         options: passed to each call: `api_base`, `api_key`, `dimensions`, `timeout`, `num_retries`, …
 
     Attributes:
         name: "litellm/" and the model, with the `dimensions` that were asked for.
         batch_size: texts in one call.
+        max_characters: longer texts lose their middle.
     """
 
     def __init__(
@@ -39,12 +41,13 @@ class LiteLLMEmbedder:
         *,
         dimension: int | None = None,
         batch_size: int = 64,
+        max_characters: int = 24_000,
         **options: Any,  # noqa: ANN401 - whatever litellm.embedding() takes
     ) -> None:
         self._model, self._options = model, options
         self._dimension = dimension or options.get("dimensions")
         self._lock = threading.Lock()
-        self.batch_size = batch_size
+        self.batch_size, self.max_characters = batch_size, max_characters
         self.name = f"litellm/{model}" + (f"/{options['dimensions']}" if options.get("dimensions") else "")
 
     @property

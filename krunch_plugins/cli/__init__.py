@@ -10,7 +10,7 @@ import typer
 
 from krunch_plugins._version import __version__
 from krunch_plugins.errors import KrunchError
-from krunch_plugins.settings import Profile
+from krunch_plugins.settings import ContextMode, Profile
 
 __all__ = ["app", "main"]
 
@@ -184,6 +184,25 @@ def history(session: SessionId, tenant: Tenant = None) -> None:
     from krunch_plugins.cli import store
 
     raise typer.Exit(store.history(session, tenant))
+
+
+@app.command()
+def context(
+    session: SessionId,
+    mode: Annotated[
+        ContextMode, typer.Option("--mode", help="The last messages, all, or the last and the old ones that matter.")
+    ] = "recent",
+    query: Annotated[
+        str | None,
+        typer.Option("--query", help="What is asked next; without it what the user said last.", show_default=False),
+    ] = None,
+    budget: Annotated[int, typer.Option("--budget", min=1, help="Tokens.")] = 2000,
+    tenant: Tenant = None,
+) -> None:
+    """Print the messages that a program would go on with: the context of a session."""
+    from krunch_plugins.cli.context import run
+
+    raise typer.Exit(run(session, mode, query, budget, tenant))
 
 
 @app.command()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _FIRST_ROWS = 64
 _GONE = -1
+_SPENT_FROM = 4096
 
 
 class Place(NamedTuple):
@@ -30,7 +31,7 @@ class Place(NamedTuple):
 
 
 class Catalogue:
-    """The turns of one tenant, each under an id from 0. About 30 bytes a turn, and its metadata if it has any.
+    """The turns of one tenant, each under an id from 0 that no other turn gets, in numpy arrays; metadata as JSON.
 
     Not thread-safe.
     """
@@ -46,6 +47,7 @@ class Catalogue:
         self._roles: list[str] = []
         self._names: list[tuple[str, str]] = []  # (key, session's id) by the session's position
         self._positions: dict[str, int] = {}
+        self._keys: dict[str, list[str]] = {}  # by session's id; more than one where it was forgotten and begun again
         self._turns: dict[str, dict[int, int]] = {}  # by key: id by number
 
     def __len__(self) -> int:
@@ -59,6 +61,7 @@ class Catalogue:
         if key not in self._positions:
             self._positions[key] = len(self._names)
             self._names.append((key, session))
+            self._keys.setdefault(session, []).append(key)
         new = self._count
         self._session = room(self._session, new + 1, _GONE)
         self._number = room(self._number, new + 1, 0)
@@ -80,23 +83,25 @@ class Catalogue:
 
     def keys(self, session: str) -> list[str]:
         """The keys under which turns of a session of this id are known."""
-        return [key for key in tuple(self._turns) if self._names[self._positions[key]][1] == session]
-
-    def session(self, key: str) -> str | None:
-        """The id of a session."""
-        return self._names[self._positions[key]][1] if key in self._positions else None
+        return list(self._keys.get(session, ()))
 
     def drop(self, key: str, before: int | None = None) -> list[int]:
         """Take out a session's turns, all or those with lower numbers; their ids."""
         turns = self._turns.get(key, {})
         gone = {number: row for number, row in turns.items() if before is None or number < before}
         for number, row in gone.items():
-            self._session[row], self._digest[row] = _GONE, 0
+            self._session[row] = _GONE
+            self._number[row] = self._time[row] = self._role[row] = self._digest[row] = 0
             self._metadata.pop(row, None)
             del turns[number]
         if before is None and key in self._positions:
             self._turns.pop(key, None)
-            self._names[self._positions.pop(key)] = ("", "")
+            position = self._positions.pop(key)
+            session = self._names[position][1]
+            self._keys[session].remove(key)
+            if not self._keys[session]:
+                del self._keys[session]
+            self._names[position] = ("", "")
         return list(gone.values())
 
     def place(self, row: int) -> Place | None:
@@ -131,6 +136,25 @@ class Catalogue:
             rows = np.array([row for row in rows.tolist() if self._has(row, query.metadata)], dtype=np.int64)
         return rows
 
+    @property
+    def spent(self) -> bool:
+        """Most ids are of turns that are gone, so that it pays to number the others anew."""
+        return self._count > 2 * len(self) + _SPENT_FROM
+
+    def renumbered(self) -> tuple[Catalogue, Ids]:
+        """The same turns under new ids, without gaps, and the old id of each new one."""
+        rows = np.flatnonzero(self._session[: self._count] != _GONE)
+        state = self.state()
+        for name in ("session", "number", "time", "role", "digest"):
+            state[name] = state[name][rows]
+        state["metadata"] = {
+            new: state["metadata"][old] for new, old in enumerate(rows.tolist()) if old in self._metadata
+        }
+        positions = sorted(self._positions.values())
+        state["sessions"] = [self._names[position] for position in positions]
+        state["session"] = np.searchsorted(positions, state["session"]).astype(np.int32)
+        return Catalogue.of(state), rows
+
     def state(self) -> dict[str, Any]:
         """All of it, for a snapshot."""
         count = self._count
@@ -155,6 +179,8 @@ class Catalogue:
         found._metadata, found._roles, found._names = state["metadata"], state["roles"], state["sessions"]
         found._positions = {key: at for at, (key, _) in enumerate(found._names) if key}
         found._turns = {key: {} for key in found._positions}
+        for key, at in found._positions.items():
+            found._keys.setdefault(found._names[at][1], []).append(key)
         for row, (position, number) in enumerate(zip(found._session.tolist(), found._number.tolist(), strict=True)):
             if position != _GONE:
                 found._turns[found._names[position][0]][number] = row

@@ -85,6 +85,8 @@ class IndexDatabase:
         self._generation = 0
         self._idle: list[sqlite3.Connection] = []
         self._mine: tuple[int, sqlite3.Connection] | None = None  # guarded by `_writing`
+        # Open as long as the file is: with its last connection SQLite would move the log into the file, digest or no.
+        self._anchor: sqlite3.Connection | None = None
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
@@ -179,8 +181,13 @@ class IndexDatabase:
                     busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
                 finally:
                     connection.close()
+            if busy:
+                # The file has part of the log. Were the log cut off now by damage, its older pages would hide newer
+                # ones of the file; without a digest whoever finds it so makes it anew.
+                self._digest.unlink(missing_ok=True)
+                return False
             self._write_digest()
-            return not busy
+            return True
 
     def condemn(self) -> None:
         """Put an empty database in the place of this one, at its next use."""
@@ -210,7 +217,7 @@ class IndexDatabase:
         """Check and open the file unless it is open; the lock is held."""
         if self._pid != os.getpid():
             # Another thread of the parent may hold these locks, and its connections are not ours to close.
-            _INHERITED.append((self._idle, self._mine, self._present, self._writer))
+            _INHERITED.append((self._idle, self._mine, self._anchor, self._present, self._writer))
             self._begin()
         if self._identity is not None:
             if self._stat() == self._identity:
@@ -218,49 +225,55 @@ class IndexDatabase:
             self._drop_idle()  # another process, or a user, has removed it
             self._generation += 1
             self._identity = None
+            self._drop_anchor()
         self._present.release()
+        for folder in (self.path.parent.parent, self.path.parent):
+            folder.mkdir(mode=0o700, exist_ok=True)
         with self._translated(made_anew=False):
             if self._present.acquire():
-                if not self._is_intact():
-                    self._remove()
-                self._create()
+                if not (self._is_intact() and self._anchored() == self._version):
+                    self._create()
                 self._present.share()
             elif self._present.acquire(shared=True, timeout=WAIT):
                 with FileLock(self.path.with_suffix(".writer")).holding(WAIT):
-                    self._create()
+                    found = self._anchored() if self.path.exists() else 0
+                    if not found:
+                        self._create()
+                    elif found != self._version:
+                        self._drop_anchor()
+                        why = "another process has it open, and is of another version of Krunch"
+                        raise StoreUnavailable(str(self.path), why)
             else:
                 raise StoreBusy(str(self.path), WAIT)
             self._identity = self._stat()
 
     def _create(self) -> None:
-        """Make the tables, if they are missing."""
-        fresh = not self.path.exists()
-        if fresh:
-            self._remove()  # the log of a file that is gone would be replayed into the new one
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-        connection = self._connect()
-        try:
-            if connection.execute("PRAGMA user_version").fetchone()[0] == self._version:
-                return
-            self._prepare(connection)
-            connection.execute(f"PRAGMA user_version={self._version:d}")
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        finally:
-            connection.close()
+        """Make the file and its tables; what was there is removed."""
+        self._drop_anchor()
+        self._remove()  # the log of a file that is gone would be replayed into the new one
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+        self._anchor = self._connect()
+        self._anchor.execute("BEGIN IMMEDIATE")
+        self._prepare(self._anchor)
+        self._anchor.execute(f"PRAGMA user_version={self._version:d}")
+        self._anchor.execute("COMMIT")
+        self._anchor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._write_digest()
 
     def _is_intact(self) -> bool:
-        """Whether the file is what its digest says, and of our version. Nobody else has it open."""
+        """Whether the file is what its digest says. Nobody else has it open."""
         try:
-            if self._digest.read_text(encoding="ascii") != self._compute():
-                return False
-            connection = self._connect()
-            try:
-                return bool(connection.execute("PRAGMA user_version").fetchone()[0] == self._version)
-            finally:
-                connection.close()
-        except (OSError, ValueError, sqlite3.DatabaseError):
+            return self._digest.read_text(encoding="ascii") == self._compute()
+        except (OSError, ValueError):
             return False
+
+    def _anchored(self) -> int:
+        """Open the file; its version, 0 if it has none or cannot be read."""
+        try:
+            self._anchor = self._connect()
+            return int(self._anchor.execute("PRAGMA user_version").fetchone()[0])
+        except sqlite3.DatabaseError:
+            return 0
 
     def _compute(self) -> str:
         with self.path.open("rb") as file:
@@ -307,9 +320,15 @@ class IndexDatabase:
             connection.close()
         self._idle.clear()
 
+    def _drop_anchor(self) -> None:
+        if self._anchor is not None:
+            self._anchor.close()
+            self._anchor = None
+
     def _drop_connections(self) -> None:
         self._generation += 1
         self._drop_idle()
+        self._drop_anchor()
         if self._mine is not None:
             self._mine[1].close()
             self._mine = None

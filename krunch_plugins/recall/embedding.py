@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +31,13 @@ BATCH_TEXTS = 64
 BATCH_CHARACTERS = 200_000
 """Characters in one call, unless one text alone has more."""
 _PROBE = "Is this embedder there?"
+_NOT_NOW = (
+    HTTPStatus.UNAUTHORIZED,
+    HTTPStatus.FORBIDDEN,
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.CONFLICT,
+    HTTPStatus.TOO_MANY_REQUESTS,
+)
 _RETRY, _RETRY_MOST = 1.0, 60.0
 _QUERIES = 256
 
@@ -62,19 +70,46 @@ def embed(embedder: Embedder, texts: Sequence[str]) -> list[Vector | None]:
         return _checked(embedder, texts)
     except WrongDimension:
         raise
-    except Exception:  # noqa: BLE001 - an outside model may raise anything; one that is down raises again below
+    except Exception as error:
+        if _busy(error):
+            raise
         if len(texts) == 1:
-            _checked(embedder, [_PROBE])  # raises if it is down
-            return [None]
+            return _alone(embedder, texts)
     middle = len(texts) // 2
     return [*embed(embedder, texts[:middle]), *embed(embedder, texts[middle:])]
 
 
+def _alone(embedder: Embedder, texts: Sequence[str]) -> list[Vector | None]:
+    """A text that has failed by itself: again, after one that cannot be the reason."""
+    _checked(embedder, [_PROBE])  # raises if it is down
+    try:
+        return _checked(embedder, texts)
+    except Exception as error:
+        if _busy(error):
+            raise
+        return [None]
+
+
+def _busy(error: Exception) -> bool:
+    """Whether a service says that it is not the texts: too many requests, or a failure of its own."""
+    status = getattr(error, "status_code", None)
+    return isinstance(status, int) and (status in _NOT_NOW or status >= HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
 def _checked(embedder: Embedder, texts: Sequence[str]) -> list[Vector | None]:
-    found = np.asarray(embedder.embed(texts), dtype=np.float32)
+    found = np.asarray(embedder.embed(_cut(embedder, texts)), dtype=np.float32)
     if found.ndim != 2 or len(found) != len(texts):  # noqa: PLR2004 - rows of vectors
         raise ValueError(f"embedder {embedder.name!r} gave the shape {found.shape} for {len(texts)} texts")
     return _as_kept(embedder, found)
+
+
+def _cut(embedder: Embedder, texts: Sequence[str]) -> list[str]:
+    """The texts, those that are longer than the embedder takes without their middle."""
+    most = getattr(embedder, "max_characters", None)
+    if most is None:
+        return list(texts)
+    half = max(1, most // 2)
+    return [text if len(text) <= most else f"{text[:half]}\n{text[-half:]}" for text in texts]
 
 
 def _as_kept(embedder: Embedder, found: Vector) -> list[Vector | None]:
@@ -137,4 +172,5 @@ class QueryVectors:
         special = getattr(self._embedder, "embed_query", None)
         if special is None:
             return _checked(self._embedder, [text])[0]
-        return _as_kept(self._embedder, np.asarray(special(text), dtype=np.float32).reshape(1, -1))[0]
+        (cut,) = _cut(self._embedder, [text])
+        return _as_kept(self._embedder, np.asarray(special(cut), dtype=np.float32).reshape(1, -1))[0]

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
+from collections import OrderedDict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from krunch_plugins.errors import SnapshotError, StoreClosed, StoreError
-from krunch_plugins.recall.catalogue import Catalogue
 from krunch_plugins.recall.embedding import BATCH_TEXTS, batches, embed
 from krunch_plugins.recall.embedding_pages import EmbeddingPages, digest
+from krunch_plugins.recall.embedding_space import Space
 from krunch_plugins.recall.files import FileLock
+from krunch_plugins.recall.reading import readable
 from krunch_plugins.recall.texts import text_of
-from krunch_plugins.recall.vector_files import Saved, VectorFiles
-from krunch_plugins.recall.vectors import EXACT_UP_TO, AdaptiveIndex
+from krunch_plugins.recall.vector_files import VectorFiles
+from krunch_plugins.recall.vectors import EXACT_UP_TO
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -31,14 +34,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("krunch")
 
+HELD_BYTES = 2_000_000_000
+"""Bytes of vectors in memory, over all tenants."""
 _SAVE_FROM = 256
 """Changes below which nothing is saved: to read so few from the store again takes no time."""
 _SAVE_SHARE = 0.1
 """Changes, as a share of all vectors, after which the files are written in the background."""
 _WRITE_SECONDS = 2.0
 """How long embeddings may wait in memory until they are put into the store."""
-_COMPACT_SECONDS = 600.0
-"""How often a graph is built anew at most because something in it was forgotten."""
 
 
 class _Wanted(NamedTuple):
@@ -50,60 +53,6 @@ class _Wanted(NamedTuple):
     number: int
     digest: int
     text: str
-
-
-class Space:
-    """One tenant's embeddings of one model.
-
-    Attributes:
-        catalogue: whose vectors they are; to be used with `lock` held.
-        vectors: the vectors, by the ids of the catalogue.
-        cursor: up to where the store was followed.
-        lacking: ids of turns that still wait for their vector.
-        skipped: how many texts the embedder could not do; only words find them.
-        changes: counts every change.
-        complete: set when all that was there has been taken in once.
-    """
-
-    def __init__(self, saved: Saved | None, dimension: int, exact_up_to: int) -> None:
-        self.lock = threading.RLock()
-        self.complete = threading.Event()
-        self.catalogue, self.cursor = Catalogue(), None if saved is None else saved.cursor
-        self.vectors = AdaptiveIndex(dimension, exact_up_to)
-        if saved is not None:
-            self.catalogue, self.vectors = saved.catalogue, saved.vectors
-            self.complete.set()
-        self.lacking: set[int] = set()
-        self.skipped = self.changes = self.saved = 0
-        self.doomed: list[int] = []
-        self.compacted = time.monotonic()
-        self.exact_up_to = exact_up_to
-
-    def drop(self, key: str, before: int | None = None) -> int:
-        """Let a session's turns, or the oldest of them, be found no more; how many. Their vectors go with `sweep`."""
-        with self.lock:
-            gone = self.catalogue.drop(key, before)
-            self.doomed += gone
-            self.lacking.difference_update(gone)
-            self.changes += len(gone)
-            return len(gone)
-
-    def clear(self) -> None:
-        """Start from nothing. What is searched meanwhile finds nothing wrong, only less."""
-        with self.lock:
-            self.catalogue, self.vectors = Catalogue(), AdaptiveIndex(self.vectors.dimension, self.exact_up_to)
-            self.lacking, self.doomed, self.cursor = set(), [], None
-            self.changes += 1
-
-    def sweep(self) -> None:
-        """Remove the vectors of what was dropped, from memory too."""
-        with self.lock:
-            doomed, self.doomed = self.doomed, []
-        if doomed:
-            self.vectors.remove(doomed)
-        if self.vectors.worn or (self.vectors.marked and time.monotonic() - self.compacted > _COMPACT_SECONDS):
-            self.vectors.compact()
-            self.compacted = time.monotonic()
 
 
 class EmbeddingIndex:
@@ -119,26 +68,40 @@ class EmbeddingIndex:
         files: where index files lie.
         embedder: the model.
         exact_up_to: vectors up to which search is exact.
+        held_bytes: bytes of vectors in memory, over all tenants; above, the tenant that was least recently used leaves
+            memory, and comes back from the disk when it is asked for.
     """
 
     def __init__(
-        self, store: TurnStore, files: IndexFiles, embedder: Embedder, *, exact_up_to: int = EXACT_UP_TO
+        self,
+        store: TurnStore,
+        files: IndexFiles,
+        embedder: Embedder,
+        *,
+        exact_up_to: int = EXACT_UP_TO,
+        held_bytes: int = HELD_BYTES,
     ) -> None:
         self.embedder = embedder
         self._store, self._files, self._exact_up_to = store, files, exact_up_to
         self._pages = EmbeddingPages(store, embedder.name, embedder.dimension)
         self._lock = threading.Lock()
-        self._spaces: dict[str | None, Space] = {}
+        self._spaces: OrderedDict[str | None, Space] = OrderedDict()
         self._page_failures = 0
         self._frozen = False
+        self._held_bytes = held_bytes
+        self._stopping = threading.Event()
+        self._process = os.getpid()
 
     def space(self, tenant: str | None) -> Space:
         """A tenant's embeddings, from its files at first."""
+        if self._process != os.getpid():  # after a fork: a lock may be held by a thread that only the parent has
+            self._process, self._lock, self._spaces = os.getpid(), threading.Lock(), OrderedDict()
         with self._lock:
             found = self._spaces.get(tenant)
             if found is None:
                 saved = self._vector_files(tenant).read(self._exact_up_to)
                 found = self._spaces[tenant] = Space(saved, self.embedder.dimension, self._exact_up_to)
+            self._spaces.move_to_end(tenant)
             return found
 
     def spaces(self) -> dict[str | None, Space]:
@@ -168,16 +131,20 @@ class EmbeddingIndex:
             if event.kind == "reset":
                 space.clear()
             elif event.kind == "forget":
-                self._forget_files(tenant, space.drop(event.key))
-            elif event.kind == "trim":
-                self._trim(tenant, space, event)
+                space.drop(event.key)
+                self._forget_files(tenant)
+            elif event.kind == "trim" and event.session is not None:
+                self._trim(tenant, space, event, event.session)
             elif event.session is not None:
                 wanted |= self._enter(tenant, space, event, event.session)
         space.sweep()
         with space.lock:
             left = [one for one in wanted.values() if one.row in space.lacking]
         self._fill(tenant, space, left)
+        if self._stopping.is_set():
+            return  # not all was embedded; the cursor stays, and the next start goes on
         if cursor is not None:
+            space.tidy()
             with space.lock:
                 space.cursor = cursor
                 space.changes += 1
@@ -186,6 +153,20 @@ class EmbeddingIndex:
                 space.complete.set()
             if space.changes - space.saved >= max(4 * _SAVE_FROM, _SAVE_SHARE * len(space.vectors)):
                 self._save(tenant, space)
+            self._make_room(tenant)
+
+    def _make_room(self, tenant: str | None) -> None:
+        """Let the least recently used tenants leave memory, but not this one."""
+        while True:
+            with self._lock:
+                held = sum(len(space.vectors) for space in self._spaces.values()) * 4 * self.embedder.dimension
+                oldest, space = next(iter(self._spaces.items()))
+            if held <= self._held_bytes or oldest == tenant:
+                return
+            with self.writing(oldest) as mine:
+                if mine and space.changes - space.saved >= _SAVE_FROM:
+                    self._save(oldest, space)
+            self.release(oldest)
 
     def forget(self, tenant: str | None, session: str, keys: Collection[str] | None) -> int:
         """Let a session's turns be found no more, now, and remove the files that hold their vectors; see `Index`."""
@@ -193,7 +174,7 @@ class EmbeddingIndex:
         with space.lock:
             found = space.catalogue.keys(session)
             removed = sum(space.drop(key) for key in found if keys is None or key in keys)
-        self._forget_files(tenant, removed)
+        self._forget_files(tenant)
         return removed
 
     def flush(self) -> None:
@@ -203,6 +184,10 @@ class EmbeddingIndex:
                 with self.writing(tenant) as mine:
                     if mine:
                         self._save(tenant, space)
+
+    def stop(self) -> None:
+        """Embed no more than the batch that is on its way; what is left is done after the next start."""
+        self._stopping.set()
 
     def freeze(self) -> None:
         """Keep what there is for searches, whatever is closed; nothing is written any more."""
@@ -227,7 +212,7 @@ class EmbeddingIndex:
     def _enter(self, tenant: str | None, space: Space, event: TurnEvent, session: str) -> dict[int, _Wanted]:
         """Enter an event's turns in the catalogue; those that have no vector yet."""
         wanted = {}
-        for turn in self._store.turns(session, event.start, event.stop, tenant=tenant):
+        for turn in readable(self._store, session, event.start, event.stop, tenant):
             text = text_of(turn.message)
             found = digest(text)
             with space.lock:
@@ -239,13 +224,13 @@ class EmbeddingIndex:
                     wanted[row] = _Wanted(row, event.key, session, turn.number, found, text)
         return wanted
 
-    def _trim(self, tenant: str | None, space: Space, event: TurnEvent) -> None:
+    def _trim(self, tenant: str | None, space: Space, event: TurnEvent, session: str) -> None:
+        """Drop turns that retention removed; their embeddings, too, which the store keeps apart from them."""
         with space.lock:
-            numbers = space.catalogue.numbers(event.key)
-            first, session = min(numbers, default=event.start), space.catalogue.session(event.key)
-        if session is not None and first < event.start:
-            self._pages.trim(tenant, session, event.key, event.start, first)
-            self._forget_files(tenant, space.drop(event.key, event.start))
+            first = min(space.catalogue.numbers(event.key), default=0)
+        self._pages.trim(tenant, session, event.key, event.start, first if first < event.start else 0)
+        space.drop(event.key, event.start)
+        self._forget_files(tenant)
 
     def _fill(self, tenant: str | None, space: Space, wanted: Sequence[_Wanted]) -> None:
         """Find or make the vectors of these turns."""
@@ -259,6 +244,8 @@ class EmbeddingIndex:
         written = time.monotonic()
         try:
             for batch in batches(list(texts), getattr(self.embedder, "batch_size", BATCH_TEXTS)):
+                if self._stopping.is_set():
+                    break
                 for text, vector in zip(batch, embed(self.embedder, batch), strict=True):
                     if vector is None:
                         self._skip(space, by_digest[texts[text]])
@@ -355,8 +342,9 @@ class EmbeddingIndex:
             else:
                 space.saved = changes
 
-    def _forget_files(self, tenant: str | None, removed: int) -> None:
-        if removed and self._vector_files(tenant).remove():
+    def _forget_files(self, tenant: str | None) -> None:
+        """Remove the files, for they may hold what was forgotten, also where another process wrote them."""
+        if self._vector_files(tenant).remove():
             space = self.space(tenant)
             with space.lock:
                 space.saved = 0

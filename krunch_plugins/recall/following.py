@@ -199,10 +199,15 @@ class Follower:
         cursor = self._index.cursor(tenant)
         if cursor is None:
             return None
-        events, _ = self._store.since(cursor, tenant=tenant)
-        if events and events[0].kind == "reset":
-            return None
-        return {event.key for event in events if event.kind == "forget"}
+        keys: set[str] = set()
+        while True:
+            events, after = self._store.since(cursor, tenant=tenant)
+            if events and events[0].kind == "reset":
+                return None
+            keys |= {event.key for event in events if event.kind == "forget"}
+            if after == cursor:
+                return keys
+            cursor = after
 
     def forget(self, session: str, tenant: str | None) -> int:
         """Remove a forgotten session from the index now, whatever is waiting; how much was removed.
@@ -266,7 +271,8 @@ class Follower:
 
     def _news(self, tenant: str | None) -> bool:
         cursor = self._index.cursor(tenant)
-        return cursor is None or bool(self._store.since(cursor, tenant=tenant, limit=1)[0])
+        # Not whether there are events: what was appended to a session that is gone is none, but others follow it.
+        return cursor is None or self._store.since(cursor, tenant=tenant, limit=1)[1] != cursor
 
     def _take_in(self, tenant: str | None) -> bool:
         """Apply the news there are; False if another process is writing. The tenant's lock is held."""
@@ -279,6 +285,8 @@ class Follower:
                 # What a build that was killed left behind may have been forgotten since.
                 events.insert(0, TurnEvent("reset", "", None, 0, 0))
             chunks = list(_chunks(events, self._chunk))
+            if not chunks and after != cursor:
+                chunks = [[]]
             if len(chunks) > 1:
                 self._building.add(tenant)
             try:

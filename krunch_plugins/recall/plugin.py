@@ -9,7 +9,9 @@ from krunch_plugins.hookspecs import hookimpl
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from krunch_plugins.exchange import Exchange
     from krunch_plugins.recall.voices import Voice
+    from krunch_plugins.recall.window import Window
     from krunch_plugins.turns import SearchHit, SearchQuery
 
 
@@ -27,3 +29,21 @@ class VoicePlugin:
     def on_search(self, query: SearchQuery) -> Sequence[SearchHit]:
         """What the voice finds."""
         return self._voice.search(query)
+
+
+class RecallPlugin:
+    """Keeps requests within the window, and recalls what has left them; see `window`.
+
+    Args:
+        window: does it.
+    """
+
+    name = "recall"
+
+    def __init__(self, window: Window) -> None:
+        self._window = window
+
+    @hookimpl(trylast=True)  # after everybody's plugins, before compression, which is registered later
+    def pre_request(self, exchange: Exchange) -> None:
+        """Take out what is too much, put in what matters."""
+        self._window.apply(exchange)

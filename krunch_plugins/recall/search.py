@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
+from copy import deepcopy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -82,15 +83,15 @@ class QueryCache:
             if kept is None or kept[0] != version:
                 return None
             self._answers.move_to_end(key)
-            return list(kept[2])
+        return [_copy(hit) for hit in kept[2]]
 
     def put(self, query: SearchQuery, version: Hashable, hits: Sequence[SearchHit]) -> None:
         """Keep an answer."""
         if not self._size:
             return
-        key = _key(query)
+        key, copies = _key(query), [_copy(hit) for hit in hits]
         with self._lock:
-            self._answers[key] = version, query.tenant, list(hits)
+            self._answers[key] = version, query.tenant, copies
             self._answers.move_to_end(key)
             if len(self._answers) > self._size:
                 self._answers.popitem(last=False)
@@ -100,6 +101,12 @@ class QueryCache:
         with self._lock:
             for key in [key for key, (_, owner, _) in self._answers.items() if owner == tenant]:
                 del self._answers[key]
+
+
+def _copy(hit: SearchHit) -> SearchHit:
+    """The caller may change what it gets; what is kept must not change with it."""
+    turn = replace(hit.turn, message=deepcopy(hit.turn.message), metadata=deepcopy(hit.turn.metadata))
+    return replace(hit, turn=turn, found_by=dict(hit.found_by))
 
 
 def _key(query: SearchQuery) -> str:

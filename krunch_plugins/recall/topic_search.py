@@ -12,7 +12,7 @@ from krunch_plugins.recall.voices import found
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
-    from krunch_plugins.recall.embedding_index import Space
+    from krunch_plugins.recall.embedding_space import Space
     from krunch_plugins.recall.vector_search import Vectors
     from krunch_plugins.turns import SearchHit, SearchQuery
 
@@ -45,9 +45,10 @@ class Topics:
         if wanted is None or not wanted.any():
             return []
         space = model.index.space(query.tenant)
+        catalogue, _ = space.now()
         with space.lock:
-            rows = space.catalogue.matching(query)
-            places = () if rows is None else map(space.catalogue.place, rows.tolist())
+            rows = catalogue.matching(query)
+            places = () if rows is None else map(catalogue.place, rows.tolist())
             allowed = {place.number for place in places if place is not None}
         with self._lock:
             topics = self._topics(space, query.tenant, query.session, model.embedder.name)
@@ -79,13 +80,9 @@ class Topics:
 
     def _topics(self, space: Space, tenant: str | None, session: str, model: str) -> SessionTopics | None:
         """The session's memory, with all its turns in it; None if none has an embedding."""
+        catalogue, vectors = space.now()
         with space.lock:
-            numbers = {
-                row: number
-                for key in space.catalogue.keys(session)
-                for number, row in space.catalogue.numbers(key).items()
-            }
-            vectors = space.vectors
+            numbers = {row: number for key in catalogue.keys(session) for number, row in catalogue.numbers(key).items()}
         ids, kept = vectors.get(sorted(numbers, key=numbers.__getitem__))
         order = [numbers[row] for row in ids.tolist()]
         if not order:

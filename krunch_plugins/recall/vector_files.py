@@ -66,7 +66,16 @@ class VectorFiles:
         try:
             state = load(self._path, max_bytes=_MOST_BYTES)
             return self._restored(state, exact_up_to)
-        except (KrunchError, OSError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (
+            KrunchError,
+            OSError,
+            KeyError,
+            TypeError,
+            ValueError,
+            IndexError,
+            AttributeError,
+            RuntimeError,
+        ) as error:
             log.warning("an index file is built anew, because it cannot be used: %s", type(error).__name__)
             return None
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from krunch_plugins.recall.embedders import HashingEmbedder
 from krunch_plugins.recall.embedding import QueryVectors
-from krunch_plugins.recall.embedding_index import EmbeddingIndex
+from krunch_plugins.recall.embedding_index import HELD_BYTES, EmbeddingIndex
 from krunch_plugins.recall.following import Follower
 from krunch_plugins.recall.vectors import EXACT_UP_TO
 from krunch_plugins.recall.voices import found
@@ -16,11 +16,15 @@ from krunch_plugins.recall.voices import found
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from krunch_plugins.recall.files import IndexFiles
+    from krunch_plugins.recall.vectors import AdaptiveIndex
     from krunch_plugins.turns import Embedder, SearchHit, SearchQuery, TurnStore
 
-_TIES = 32
-"""Vectors that are looked at beyond what is wanted, so that turns of one text come in the order of their numbers."""
+_TIES, _MOST_TIES = 32, 10_000
+"""Vectors that are looked at beyond what is wanted, at first and at most; see `_with_ties`."""
 _FIRST_WAIT = 0.5
 """Seconds that the first search of a tenant waits for embeddings that are on their way from the disk."""
 _LOOK_AGAIN = 1.0
@@ -57,16 +61,35 @@ class Model:
         follower: keeps the index in step.
     """
 
-    def __init__(self, store: TurnStore, files: IndexFiles, embedder: Embedder, exact_up_to: int) -> None:
+    def __init__(
+        self, store: TurnStore, files: IndexFiles, embedder: Embedder, exact_up_to: int, held_bytes: int
+    ) -> None:
         self.embedder = embedder
-        self.index = EmbeddingIndex(store, files, embedder, exact_up_to=exact_up_to)
+        self.index = EmbeddingIndex(store, files, embedder, exact_up_to=exact_up_to, held_bytes=held_bytes)
         self.queries = QueryVectors(embedder)
         self.follower = Follower(store, self.index, "vectors")
+
+
+def _with_ties(
+    vectors: AdaptiveIndex, wanted: NDArray[np.float32], k: int, rows: NDArray[np.int64] | None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The k nearest and all that are as near as the last of them, so that their order need not be that of their ids.
+
+    Ids depend on when turns came into the index. Where one text stands in hundreds of turns ("thanks"), the answer
+    would be another one after a rebuild.
+    """
+    more = _TIES
+    while True:
+        ids, scores = vectors.search(wanted, k + more, rows)
+        if len(scores) < k + more or scores[-1] < scores[k - 1] or more > _MOST_TIES:
+            return ids, scores
+        more *= 8
 
 
 def _frozen(model: Model) -> Model:
     """The model, which answers searches with what it has and takes in nothing more."""
     model.index.freeze()
+    model.index.stop()
     model.follower.close()
     return model
 
@@ -86,40 +109,50 @@ class Vectors:
         files: where index files lie.
         embedder: the model; None: `HashingEmbedder`.
         exact_up_to: vectors up to which search is exact.
+        held_bytes: bytes of vectors in memory over all tenants; those that were not used lately leave it.
     """
 
     def __init__(
-        self, store: TurnStore, files: IndexFiles, embedder: Embedder | None = None, *, exact_up_to: int = EXACT_UP_TO
+        self,
+        store: TurnStore,
+        files: IndexFiles,
+        embedder: Embedder | None = None,
+        *,
+        exact_up_to: int = EXACT_UP_TO,
+        held_bytes: int = HELD_BYTES,
     ) -> None:
-        self._store, self._files, self._exact_up_to = store, files, exact_up_to
+        self._store, self._files = store, files
+        self._limits = exact_up_to, held_bytes
         self._lock = threading.Lock()
-        self._model = Model(store, files, embedder or HashingEmbedder(), exact_up_to)
+        self._model = Model(store, files, embedder or HashingEmbedder(), *self._limits)
         self._before: Model | None = None
         self._asked: dict[str | None, float] = {}
         if not isinstance(self._model.embedder, HashingEmbedder):
-            self._before = _frozen(Model(store, files, HashingEmbedder(), exact_up_to))
+            self._before = _frozen(Model(store, files, HashingEmbedder(), *self._limits))
 
     def search(self, query: SearchQuery) -> Sequence[SearchHit]:
         """The nearest turns first, as far as they have any nearness; exact on what the query's filters leave."""
         model = self.answering(query.tenant)
         space = model.index.space(query.tenant)
+        catalogue, vectors = space.now()
         with space.lock:
-            rows = space.catalogue.matching(query)
-        if not len(space.vectors) or (rows is not None and not len(rows)):
+            rows = catalogue.matching(query)
+        if not len(vectors) or (rows is not None and not len(rows)):
             return []
         wanted = model.queries.vector(query.text)
         if wanted is None:
             return []
-        ids, scores = space.vectors.search(wanted, query.k + _TIES, rows)
+        ids, scores = _with_ties(vectors, wanted, query.k, rows)
         with space.lock:
-            places = [space.catalogue.place(row) for row in ids.tolist()]
+            places = [catalogue.place(row) for row in ids.tolist()]
         near = [(-score, place) for place, score in zip(places, scores.tolist(), strict=True) if place and score > 0]
         return [found(place.session, place.number, -score) for score, place in sorted(near)[: query.k]]
 
     def version(self, tenant: str | None) -> Hashable:
         """Differs from before when the same query may have another answer."""
         model = self.answering(tenant)
-        return model.embedder.name, model.index.space(tenant).changes
+        space = model.index.space(tenant)
+        return model.embedder.name, space.serial, space.changes
 
     def flush(self, timeout: float | None = None) -> bool:
         """Have every turn embedded; False if an embedder is down, or time ran out."""
@@ -140,6 +173,7 @@ class Vectors:
 
     def close(self) -> None:
         """Stop embedding, and write index files that are worth it. Safe to call twice."""
+        self._model.index.stop()
         self._model.follower.close()
 
     def change_embedder(self, embedder: Embedder) -> None:
@@ -147,7 +181,7 @@ class Vectors:
         with self._lock:
             if embedder.name == self._model.embedder.name:
                 return
-            self._before, self._model = self._model, Model(self._store, self._files, embedder, self._exact_up_to)
+            self._before, self._model = self._model, Model(self._store, self._files, embedder, *self._limits)
             self._asked.clear()
             before = self._before
         _frozen(before)
@@ -174,15 +208,17 @@ class Vectors:
             asked, now = self._asked.get(tenant), time.monotonic()
             if asked is None or now - asked > _LOOK_AGAIN:
                 self._asked[tenant] = now
-        if asked is None or now - asked > _LOOK_AGAIN:
-            model.follower.wake(tenant)
         space = model.index.space(tenant)
+        first = not space.complete.is_set() and not space.awaited
+        if first or asked is None or now - asked > _LOOK_AGAIN:
+            model.follower.wake(tenant)
         if space.complete.is_set():
             if before is not None:
                 before.index.release(tenant)
             return model
         if before is not None and len(before.index.space(tenant).vectors):
             return before
-        if asked is None:
+        if first:
+            space.awaited = True
             space.complete.wait(_FIRST_WAIT)
         return model

@@ -6,11 +6,13 @@ import contextlib
 import hashlib
 import json
 import threading
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from krunch_plugins.errors import FrameDamaged, StoreBusy, StoreError
+from krunch_plugins.errors import StoreBusy, StoreError
 from krunch_plugins.recall import word_terms as terms
 from krunch_plugins.recall.database import WAIT, DatabaseReplaced, IndexDatabase
+from krunch_plugins.recall.reading import readable
 from krunch_plugins.recall.search import holds
 from krunch_plugins.recall.texts import text_of
 
@@ -26,6 +28,8 @@ VERSION = 1
 HEAD = 30
 """Terms at the beginning of a turn that count for the windows it stands in: long turns would drown the others."""
 FILE = "words.db"
+MOST_OPEN = 64
+"""Databases that are open at a time; each takes some file handles."""
 
 LENGTH_BITS, NUMBER_BITS, SLOT_BITS = 3, 26, 34
 """What a row's id is made of: a digest of its session's name, the turn's number, and how long it is."""
@@ -59,17 +63,22 @@ class WordIndex:
         self._store, self._files, self._deleted = store, files, deleted
         self._lock = threading.Lock()
         self._settling: threading.Thread | None = None
-        self._databases: dict[str | None, IndexDatabase] = {}
+        self._databases: OrderedDict[str | None, IndexDatabase] = OrderedDict()  # the least recently used first
 
     def database(self, tenant: str | None) -> IndexDatabase:
         """A tenant's database."""
         with self._lock:
             found = self._databases.get(tenant)
-            if found is None:
-                path = self._files.folder(tenant) / FILE
-                version = VERSION << 8 | terms.VERSION
-                found = self._databases[tenant] = IndexDatabase(path, _prepare, version, add_functions)
-            return found
+            if found is not None:
+                self._databases.move_to_end(tenant)
+                return found
+            path = self._files.folder(tenant) / FILE
+            version = VERSION << 8 | terms.VERSION
+            found = self._databases[tenant] = IndexDatabase(path, _prepare, version, add_functions)
+            spare = self._databases.popitem(last=False)[1] if len(self._databases) > MOST_OPEN else None
+        if spare is not None:
+            spare.close()  # who still has it in hand opens it again
+        return found
 
     def cursor(self, tenant: str | None) -> str | None:
         """The cursor that was stored with what was applied last."""
@@ -162,7 +171,7 @@ class WordIndex:
         if known is not None:
             start = max(start, number_of(known) + 1)  # it may be told what it knows
         rows, words = [], []
-        for turn in _readable(self._store, event.session, start, stop, tenant):
+        for turn in readable(self._store, event.session, start, stop, tenant):
             found = terms.terms(text_of(turn.message))
             row = row_id(slot, turn.number, len(found))
             rows.append((row, turn.timestamp, _role(turn), _metadata(turn), " ".join(found)))
@@ -216,7 +225,8 @@ def _holds(stored: str | None, wanted: str) -> bool:
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
-    connection.executescript(_TABLES)
+    for statement in _TABLES.split(";"):  # not `executescript`, which would end the transaction
+        connection.execute(statement)
 
 
 def encoded(text: str) -> bytes:
@@ -236,22 +246,6 @@ def _slot(connection: sqlite3.Connection, key: str, session: str) -> int:
         slot = (slot + 1) % (1 << SLOT_BITS)
     connection.execute("INSERT INTO sessions VALUES(?, ?, ?)", (slot, key, name))
     return slot
-
-
-def _readable(store: TurnStore, session: str, start: int, stop: int, tenant: str | None) -> list[Turn]:
-    """Turns of the store; those that are damaged are left out, since nobody can read them."""
-    if start >= stop:
-        return []
-    try:
-        return store.turns(session, start, stop, tenant=tenant)
-    except FrameDamaged:
-        if stop - start == 1:
-            return []
-        middle = (start + stop) // 2
-        return [
-            *_readable(store, session, start, middle, tenant),
-            *_readable(store, session, middle, stop, tenant),
-        ]
 
 
 def _columns(words: Sequence[str]) -> tuple[str, str]:

@@ -30,8 +30,8 @@ little where so much is stored."""
 CANDIDATES = 300
 """Turns that are ranked by each of both scores before these are added up."""
 COUNTED, MOST_TERMS = 1024, 32
-"""Different terms of a query whose rows are counted, and of these the rarest, which are looked for. Of a longer text the
-longest ones are counted, in bytes, so that scripts without spaces get their share."""
+"""Different terms of a query whose rows are counted, and of these the rarest, which are looked for. Of a longer text
+the longest ones are counted, in bytes, so that scripts without spaces get their share."""
 
 _CLASSES = (1 << LENGTH_BITS) - 1
 _FADES = f"CASE turns.rowid & {_CLASSES} {' '.join(f'WHEN {n} THEN {FADE**n!r}' for n in range(_CLASSES + 1))} END"

@@ -107,7 +107,9 @@ def _told(shelf: Shelf, stored: list[Event], at: _Cursor, limit: int) -> tuple[l
     names: dict[str, str | None] = {}
     told: list[TurnEvent] = []
     seq = at.seq
-    for event in stored[:limit]:
+    for event in stored:
+        if len(told) >= limit:  # not counted are those that are no news: an empty answer says that nothing is new
+            break
         if event.session not in names:
             session = shelf.load(f"s/{event.session}", Session)
             names[event.session] = to_text(session.name) if session else None

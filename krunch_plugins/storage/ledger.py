@@ -353,6 +353,16 @@ class Ledger:
             self.save(holder, record)
             return True
 
+    def swap_state(  # noqa: PLR0913 - as `put_state`
+        self, session: str, name: str, data: bytes, tenant: str | None, now: float, *, expect: bytes | None
+    ) -> bool:
+        """`put_state`, if the session is there and `expect` is what it has under this name."""
+        with self.cold.transaction():
+            if self.find(session, tenant) is None or self.get_state(session, name, tenant) != expect:
+                return False
+            self.put_state(session, name, data, tenant, now)
+        return True
+
     def profile(self, record: Session) -> Profile:
         """A session's metadata and summary."""
         return self.shelf.need(f"p/{record.id}", Profile) if record.profile else Profile()

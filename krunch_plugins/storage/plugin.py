@@ -80,10 +80,21 @@ class StoragePlugin:
             exchange.report.problems.append(Problem(self.name, "post_response", STORE_FAILED))
             log.warning("an exchange was not recorded (%s): %s", STORE_FAILED, type(error).__name__)
 
-    def _record(self, exchange: Exchange, reply: Reply, session: str) -> None:
+    def record_request(self, exchange: Exchange) -> None:
+        """Record the request's new messages now, before there is a reply, as what is to leave it must lie in the store.
+
+        Raises:
+            StoreError: it could not be recorded.
+            ValueError: the exchange has no session.
+        """
+        if exchange.session is None:
+            raise ValueError("record_request() needs an exchange with a session; without one nothing is recorded")
+        self._record(exchange, None, exchange.session)
+
+    def _record(self, exchange: Exchange, reply: Reply | None, session: str) -> None:
         recorder = self._recorder(exchange.tenant, session)
         sent = [digest(message) for message in exchange.original]
-        answer = digest(reply.message) if _says_something(reply) else None
+        answer = digest(reply.message) if reply is not None and _says_something(reply) else None
         with recorder.lock:
             for _ in range(_ATTEMPTS):
                 self._catch_up(recorder, session, exchange.tenant)
@@ -92,7 +103,7 @@ class StoragePlugin:
         raise StoreError(f"other processes kept appending to this session; gave up after {_ATTEMPTS} attempts")
 
     def _append_new(
-        self, recorder: _Recorder, exchange: Exchange, reply: Reply, sent: list[Digest], answer: Digest | None
+        self, recorder: _Recorder, exchange: Exchange, reply: Reply | None, sent: list[Digest], answer: Digest | None
     ) -> bool:
         """Append what is not recorded, unless somebody else appended first."""
         assert exchange.session is not None
@@ -100,7 +111,7 @@ class StoragePlugin:
         kept = exchange.turn_metadata or [None] * len(sent)
         turns = [Turn(0, exchange.original[index], self._store.now(), None, kept[index] or {}) for index in new]
         digests = [sent[index] for index in new]
-        if answer is not None and answer_is_new:
+        if reply is not None and answer is not None and answer_is_new:
             metadata = {"model": exchange.model, **({"partial": True} if reply.partial else {}), **reply.metadata}
             turns.append(Turn(0, reply.message, self._store.now(), None, metadata))
             digests.append(answer)

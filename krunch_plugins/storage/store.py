@@ -262,6 +262,15 @@ class ConversationStore:
         """Keep bytes with the session; durable when it returns, forgotten with the session."""
         self._ledger(session).put_state(session, name, data, tenant, self._clock())
 
+    def swap_state(
+        self, session: str, name: str, data: bytes, *, expect: bytes | None, tenant: str | None = None
+    ) -> bool:
+        """`put_state`, but only if `expect` is what lies there (None: nothing); whether it was.
+
+        No other process comes in between. A session that does not exist is not begun: it may just have been forgotten.
+        """
+        return self._ledger(session).swap_state(session, name, data, tenant, self._clock(), expect=expect)
+
     def put_state_if(self, session: str, name: str, data: bytes, *, key: str, tenant: str | None = None) -> bool:
         """`put_state`, but only if the session is there and still the one of this key; see `TurnEvent.key`.
 

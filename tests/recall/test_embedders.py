@@ -174,6 +174,46 @@ def test_an_embedder_that_is_down_raises_what_it_raised() -> None:
     assert len(picky.calls) < 6
 
 
+@pytest.mark.parametrize("status", [401, 429, 503])
+def test_a_service_that_is_busy_is_not_the_fault_of_a_text(status: int) -> None:
+    """Too many requests, a failure of its own or a wrong key: the error is told at once, and no text is given up."""
+
+    class Busy(Picky):
+        def embed(self, texts: Sequence[str]) -> Any:
+            self.calls.append(list(texts))
+            error = RuntimeError("not now")
+            error.status_code = status  # type: ignore[attr-defined]
+            raise error
+
+    busy = Busy()
+    with pytest.raises(RuntimeError, match="not now"):
+        embed(busy, ["a", "b", "c"])
+
+    assert len(busy.calls) == 1
+
+
+def test_a_text_that_fails_once_is_tried_again() -> None:
+    """A failure that does not come back costs no text its vector."""
+
+    class Flaky(Picky):
+        def embed(self, texts: Sequence[str]) -> Any:
+            self.calls.append(list(texts))
+            if len(self.calls) == 1:
+                raise ConnectionError("once")
+            return np.ones((len(texts), 4), dtype=np.float32)
+
+    assert embed(Flaky(), ["a"])[0] is not None
+
+
+def test_texts_too_long_for_a_model_lose_their_middle() -> None:
+    """An embedder with `max_characters` never gets more; the beginning and the end are kept."""
+    picky = Picky()
+    picky.max_characters = 10  # type: ignore[attr-defined]
+    embed(picky, ["short", "beginning and the end"])
+
+    assert picky.calls == [["short", "begin\ne end"]]
+
+
 def test_an_embedder_that_gives_other_lengths_is_refused() -> None:
     """A model that does not give what it says is an error that names both lengths, and is not asked again and again."""
     picky = Picky()

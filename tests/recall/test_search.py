@@ -108,6 +108,21 @@ def test_a_plugin_is_handed_the_whole_query() -> None:
     assert finder.asked == [SearchQuery("x", "s", "t", 7, 1.0, 2.0, frozenset({"user"}), {"a": 1})]
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [
+        SearchHit(None, "s", 1.0),  # type: ignore[arg-type]  # what a careless plugin may return
+        SearchHit(Turn(0, {}, 1.0), None, 1.0),  # type: ignore[arg-type]
+        SearchHit(Turn(None, {}, 1.0), "s", 1.0),  # type: ignore[arg-type]
+        SearchHit(Turn(0, "text", 1.0), "s", 1.0),  # type: ignore[arg-type]
+    ],
+)
+def test_a_broken_hit_spoils_no_search(broken: SearchHit) -> None:
+    """A plugin whose hits cannot be worked with counts as one that found nothing."""
+    with Krunch(Settings(), plugins=[Finder("broken", [broken]), Finder("whole", [hit(1)])]) as krunch:
+        assert places(krunch.search("x", after=0.5, roles=["user"])) == [("s", 1)]
+
+
 @pytest.mark.parametrize("k", [0, -1])
 def test_a_search_is_for_one_turn_at_least(k: int) -> None:
     """Less is an error that says so."""
@@ -173,7 +188,12 @@ def test_a_repeated_query_is_answered_from_the_cache_until_something_changes(
     asked: list[SearchQuery] = []
     voice = krunch._recall._voices["words"]
     search = voice.search
-    monkeypatch.setattr(voice, "search", lambda query: asked.append(query) or search(query))
+
+    def counted(query: SearchQuery) -> Sequence[SearchHit]:
+        asked.append(query)
+        return search(query)
+
+    monkeypatch.setattr(voice, "search", counted)
 
     def found() -> tuple[int, int]:
         before = len(asked)
@@ -191,6 +211,19 @@ def test_a_repeated_query_is_answered_from_the_cache_until_something_changes(
     assert found() == (1, 1)
     other.forget("t")
     assert found() == (0, 1)
+
+
+def test_the_cache_is_not_reached_through_what_it_gives(open_krunch: Callable[..., Krunch]) -> None:
+    """Whoever changes a hit does not change what the same question finds next."""
+    krunch = open_krunch()
+    assert krunch.store is not None
+    krunch.store.append("s", [{"role": "user", "content": [{"type": "text", "text": "amber"}]}])
+    right = krunch.search("amber")
+    for _ in range(2):
+        (found,) = krunch.search("amber")
+        found.turn.message["content"][0]["text"] = "changed"
+
+    assert krunch.search("amber") == right
 
 
 def test_with_an_outside_plugin_nothing_is_cached(open_krunch: Callable[..., Krunch]) -> None:

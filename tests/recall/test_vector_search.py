@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections import Counter
+from contextlib import closing
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -522,3 +524,135 @@ def test_parts_and_tool_calls_are_embedded(opened: Callable[..., tuple[Conversat
     assert numbers(vectors, "heron", k=1) == [("s", 0)]
     assert numbers(vectors, "flight to lisbon", k=1) == [("s", 1)]
     assert vectors.stats()[1:4] == (2, 0, 0)
+
+
+def test_turns_of_one_text_come_in_their_order(opened: Callable[..., tuple[ConversationStore, Vectors]]) -> None:
+    """However many turns have the same text, the answer is the same after the index was built anew in another order."""
+    store, vectors = opened()
+    for n in range(3):
+        for session in ("b", "a"):
+            store.append(session, says(*["thanks"] * 60, f"something else {n}"))
+        vectors.flush()
+    before = numbers(vectors, "thanks", k=5)
+    assert before == [("a", n) for n in range(5)]
+    store, vectors = opened()
+    vectors.flush()
+
+    assert numbers(vectors, "thanks", k=5) == before
+
+
+def test_sessions_that_come_and_go_leave_nothing(opened: Callable[..., tuple[ConversationStore, Vectors]]) -> None:
+    """After thousands of turns came and went, ids are given anew, and what is left is found as before."""
+    store, vectors = opened()
+    store.append("stays", says(*BIRDS))
+    for n in range(16):
+        store.append("goes", many(400, seed=n))
+        vectors.flush()
+        store.forget("goes")
+    vectors.flush()
+    store.append("stays", says("a violin"))
+    vectors.flush()
+
+    space = vectors.answering(None).index.space(None)
+    assert len(space.catalogue.state()["session"]) < 4096
+    assert [numbers(vectors, text, k=1) for text in (*BIRDS, "violin")] == [[("stays", n)] for n in range(4)]
+
+
+def test_closing_does_not_wait_for_all_embeddings(home: Path) -> None:
+    """`close` waits for the batch that is on its way and no longer; the next start goes on where it stopped."""
+
+    class Slow(Recording):
+        batch_size = 5
+
+        def embed(self, texts: Sequence[str]) -> Any:
+            started.set()
+            threading.Event().wait(0.05)
+            return super().embed(texts)
+
+    started = threading.Event()
+    slow = Slow()
+    with ConversationStore(home, upkeep_seconds=0) as store:
+        vectors = Vectors(store, IndexFiles(store.directory), slow)
+        store.append("s", many(400))
+        assert started.wait(10)
+        vectors.close()
+        assert sum(slow.texts.values()) < 100
+        vectors = Vectors(store, IndexFiles(store.directory), slow)
+        assert vectors.flush()
+        assert vectors.stats().vectors == 400
+        vectors.close()
+
+    assert set(slow.texts.values()) == {1}
+
+
+def test_damaged_turns_do_not_keep_the_rest_out(home: Path) -> None:
+    """Turns that cannot be read any more are left out of the index; all others are found."""
+    with ConversationStore(home, upkeep_seconds=0) as store:
+        store.append("damaged", many(50))
+    with closing(sqlite3.connect(home / "cache.db")) as connection, connection:
+        ((key, value),) = connection.execute("SELECT key, value FROM Cache WHERE key LIKE 'g/%'").fetchall()
+        damaged = value[:100] + bytes(100) + value[200:]
+        connection.execute("UPDATE Cache SET value = ? WHERE key = ?", (damaged, key))
+    with ConversationStore(home, upkeep_seconds=0) as store:
+        store.append("fine", says(*BIRDS))
+        vectors = Vectors(store, IndexFiles(store.directory))
+        assert vectors.flush()
+        assert numbers(vectors, BIRDS[1], k=1) == [("fine", 1)]
+        assert vectors.stats().vectors == 3
+        vectors.close()
+
+
+def test_tenants_that_are_not_used_leave_memory(opened: Callable[..., tuple[ConversationStore, Vectors]]) -> None:
+    """Above the limit the tenant that was least recently used is let go; when it is asked again, all is there."""
+    embedder = Recording(dimension=64)
+    store, vectors = opened(embedder, held_bytes=64 * 4 * 100)
+    for tenant in ("a", "b", "c"):
+        store.append("s", many(60, seed=ord(tenant)), tenant=tenant)
+        assert vectors.flush()
+    held = vectors.answering("c").index.spaces()
+    assert set(held) & {"a", "b"} == set()
+    for tenant in ("a", "b", "c"):
+        text = many(60, seed=ord(tenant))[7]["content"]
+        assert numbers(vectors, text, k=1, tenant=tenant) == [("s", 7)]
+
+    assert max(embedder.texts[message["content"]] for message in many(60, seed=ord("a"))[8:]) == 1
+
+
+def test_files_of_another_process_keep_nothing_that_was_forgotten(
+    opened: Callable[..., tuple[ConversationStore, Vectors]], home: Path
+) -> None:
+    """Index files that hold a session which a process without a search forgot are replaced by the next that looks."""
+    store, vectors = opened()
+    store.append("s", many(400))
+    vectors.flush()
+    vectors.close()
+    assert index_files(home)
+    with ConversationStore(home) as elsewhere:
+        elsewhere.forget("s")
+    store, vectors = opened()
+    vectors.flush()
+
+    assert sum(path.stat().st_size for path in index_files(home)) < 50_000  # none, or one without vectors
+    assert vectors.stats().vectors == 0
+
+
+def test_trimming_reaches_embeddings_that_nobody_remembers(home: Path) -> None:
+    """Embeddings of trimmed turns leave the store also where the index did not know the turns any more."""
+    with ConversationStore(home, upkeep_seconds=0) as store:
+        vectors = Vectors(store, IndexFiles(store.directory))
+        store.append("s", many(300))
+        vectors.flush()
+        vectors.close()
+    for path in index_files(home):
+        path.unlink()
+    with ConversationStore(home, upkeep_seconds=0, retention_turns=20) as store:
+        vectors = Vectors(store, IndexFiles(store.directory))
+        store.append("other", says("a"))
+        vectors.flush()
+        store.expire()
+        vectors.flush()
+        pages = [store.get_state("s", f"embeddings/{page}") for page in range(3)]
+        vectors.close()
+
+    assert pages[:2] == [b"", b""]
+    assert pages[2]

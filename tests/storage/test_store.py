@@ -518,3 +518,20 @@ def test_state_is_put_only_where_the_session_is_still_the_same(open_store: Calla
     store.append("s", says("b"))
     assert not store.put_state_if("s", "n", b"two", key=event.key)
     assert store.get_state("s", "n") is None
+
+
+def test_forgotten_appends_do_not_hide_what_came_after(open_store: Callable[..., ConversationStore]) -> None:
+    """However few events are asked for, none come only if nothing is new; forgotten appends are skipped."""
+    store = open_store()
+    store.append("first", says("a"))
+    _, cursor = store.since(None)
+    for number in range(5):
+        store.append(f"gone{number}", says("b"))
+    store.append("stays", says("c"))
+    for number in range(5):
+        store.forget(f"gone{number}")
+
+    (event,), after = store.since(cursor, limit=1)
+    assert (event.kind, event.session) == ("append", "stays")
+    rest, _ = store.since(after)
+    assert [event.kind for event in rest] == ["forget"] * 5
