@@ -1,10 +1,11 @@
-"""The whole of it through LiteLLM: compressed, recorded, trimmed at the window, and recalled in what the model receives."""
+"""The whole of it through LiteLLM: compressed, recorded, trimmed, and recalled in what the model receives."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import random
+import sys
 from typing import TYPE_CHECKING, Any
 
 import krunch_litellm
@@ -36,9 +37,9 @@ MANY = 10_100
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[Upstream]:
-    """A model that says little, and never the same."""
+    """A model that talks much, and never the same."""
     numbers = itertools.count()
-    with Upstream(lambda _: Answer(f"Noted as number {next(numbers)}.")) as upstream:
+    with Upstream(lambda _: Answer(chatter(next(numbers)))) as upstream:
         yield upstream
 
 
@@ -54,9 +55,9 @@ def converse(send: Send, fact: str = FACT) -> list[dict[str, Any]]:
     messages = [{"role": "system", "content": "You are a careful operator."}, {"role": "user", "content": "Hello."}]
     messages.append({"role": "assistant", "content": send(messages)})
     messages.append({"role": "user", "content": fact})
-    for number in range(DAYS):
+    for _ in range(DAYS):
         messages.append({"role": "assistant", "content": send(messages)})
-        messages.append({"role": "user", "content": chatter(number)})
+        messages.append({"role": "user", "content": "Go on."})
     messages.append({"role": "assistant", "content": send(messages)})
     messages.append({"role": "user", "content": QUESTION})
     messages.append({"role": "assistant", "content": send(messages)})
@@ -96,6 +97,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Krunch]:
         notes = [f"note {number} about thing {number % 97} in box {number % 31}" for number in range(MANY)]
         krunch.store.append("notes", [{"role": "user", "content": note} for note in notes])
         assert krunch.flush(120)
+        assert "hnswlib" in sys.modules
         yield krunch
 
 
@@ -136,8 +138,9 @@ def test_the_mission_through_the_proxy(
     guarded: Proxy, model_server: Upstream, answers: dict[str, Any], *, streamed: bool
 ) -> None:
     """With `KRUNCH_HOME` set the proxy records, trims and recalls, and what one key has said never reaches another."""
-    for number, text in enumerate([*map(chatter, range(DAYS)), "Hello.", "Good morning.", FACT, QUESTION]):
-        answers[text] = Answer(f"Noted as number {number}.")
+    numbers = itertools.count()
+    for text in ("Hello.", "Good morning.", "Go on.", FACT, QUESTION):
+        answers[text] = lambda _: Answer(chatter(next(numbers)))
     mine, other = f"sk-user-mission-{streamed}", f"sk-user-other-{streamed}"
 
     def send(messages: list[dict[str, Any]], key: str = mine) -> str:
