@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from krunch_litellm.wire.fields import get
 from krunch_plugins import Report
+from krunch_plugins.turns import characters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,33 +31,39 @@ if TYPE_CHECKING:
     from krunch_plugins import Exchange, Krunch
     from krunch_plugins.turns import Message
 
-_REMEMBERED = 4096
-"""Responses whose symbols a process remembers, to expand what comes after them."""
+_REMEMBERED = 32_000_000
+"""Characters of requests that a process remembers, to expand what comes after the responses to them."""
 _LONGEST = 1000
 """Responses in a chain; one that is longer is treated as if it were not known."""
 
 
 class Chains:
-    """What this process remembers of responses, by tenant and id. Thread-safe; holds symbols only, no messages."""
+    """What this process remembers of responses, by tenant and id. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._readers: OrderedDict[tuple[str | None, str], Exchange] = OrderedDict()
+        self._readers: OrderedDict[tuple[str | None, str], tuple[Exchange, int]] = OrderedDict()
+        self._size = 0
 
     def reader(self, tenant: str | None, response_id: str) -> Exchange | None:
         """An exchange that expands what the model says in or after a response; None if it is not remembered."""
         with self._lock:
-            return self._readers.get((tenant, response_id))
+            return self._readers.get((tenant, response_id), (None, 0))[0]
 
     def remember(self, tenant: str | None, response_id: str, exchange: Exchange) -> None:
         """Keep what expands a response."""
+        symbols = dict(exchange.symbols)
+        if not symbols and not exchange.substitutions:
+            return  # nothing that could need expansion
+        # What expands a reply may hold on to the whole request.
+        size = sum(map(characters, exchange.messages)) + sum(map(len, symbols.values()))
         bare = replace(exchange, messages=[], original=[], tools=None, session=None, report=Report(), conversation=None,
-                       metadata={}, turn_metadata=None, no_definitions=frozenset())  # fmt: skip
+                       metadata={}, turn_metadata=None, no_definitions=frozenset(), symbols=symbols)  # fmt: skip
         with self._lock:
-            self._readers[tenant, response_id] = bare
-            self._readers.move_to_end((tenant, response_id))
-            while len(self._readers) > _REMEMBERED:
-                self._readers.popitem(last=False)
+            self._size += size - self._readers.pop((tenant, response_id), (None, 0))[1]
+            self._readers[tenant, response_id] = bare, size
+            while self._size > _REMEMBERED:
+                self._size -= self._readers.popitem(last=False)[1][1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +178,7 @@ class Chain:
         reader = self._chains.reader(self._identity.tenant, self._previous) if self._previous else None
         if reader is not None:  # the model may still use what it was told before
             exchange.symbols = {**reader.symbols, **exchange.symbols}
+            exchange.substitutions = {**reader.substitutions, **exchange.substitutions}
         return exchange
 
     def _links(self) -> list[_Link] | None:

@@ -87,7 +87,7 @@ class Preparer:
             key: what the proxy knows about the caller's key.
 
         Returns:
-            The call, and the arguments to send.
+            The call, and the arguments that change.
 
         Raises:
             RequestRefused: a plugin stopped it.
@@ -110,16 +110,16 @@ class Preparer:
             exchange = await chain.aprepare(request, facts)
         else:
             exchange = await krunch.aprepare(request.messages, **facts)
-        changed = request.arguments(exchange)
+        changed = {} if exchange.messages == request.messages else request.arguments(exchange)
         sent = NestedMessages(changed.get("messages") or exchange.messages, Call(exchange, self))
-        if isinstance(request, ChatWire):
+        if "messages" in changed and isinstance(request, ChatWire):
             changed["messages"] = sent
         namespace = _namespace(krunch, exchange, request, data)
         if namespace is not None:
             changed["cache"] = {**(data.get("cache") or {}), "namespace": namespace}
         serving.set(sent)
         call = ProxiedCall(exchange, identity, call_type, model, request, krunch, bool(data.get("stream")), chain)
-        return call, {**data, **changed}
+        return call, changed
 
 
 def _namespace(krunch: Krunch, exchange: Exchange, request: WireRequest, data: Mapping[str, Any]) -> str | None:

@@ -79,14 +79,15 @@ class KrunchProxy(CustomLogger):
             if reader is None or self.in_flight.get(data) is not None:
                 return data
             if opted_out(data):
-                self._unserved[data["litellm_logging_obj"]] = "opted_out"
+                self._leave(data, "opted_out")
                 return data
             request = reader(data)
             if request is None:
                 return data
-            call, data = await self._preparer.prepare(data, call_type, request, user_api_key_dict)
-            self.in_flight.add(data, call)
+            call, changed = await self._preparer.prepare(data, call_type, request, user_api_key_dict)
+            self.in_flight.add(data, call)  # from here on somebody expands the reply, so only now it may be changed
             telemetry.prepared(call)
+            data = {**data, **changed}
         except RequestRefused as error:
             raise refusal(error) from error
         except Exception as error:  # noqa: BLE001 - ours, never the client's
@@ -138,19 +139,17 @@ class KrunchProxy(CustomLogger):
                 for out in self._feed(call, stream, item):
                     yield out
             over = True
-            for out in await self._end(call, stream, partial=False):
+            for out in await asyncio.shield(self._end(call, stream, partial=False)):
                 yield out
         except Exception:
             if not over:  # the upstream broke the stream off: what is held back goes out before the error
                 over = True
-                for out in await self._end(call, stream, partial=True):
+                for out in await asyncio.shield(self._end(call, stream, partial=True)):
                     yield out
             raise
         finally:
             if not over:  # the client went away: we are cancelled, and could await nothing any more
-                ending = asyncio.ensure_future(self._end(call, stream, partial=True))
-                self._endings.add(ending)
-                ending.add_done_callback(self._endings.discard)
+                self._end(call, stream, partial=True)
 
     async def async_post_call_failure_hook(
         self,
@@ -176,7 +175,8 @@ class KrunchProxy(CustomLogger):
         """Say in the response's headers what Krunch did."""
         call = self.in_flight.get(data)
         try:
-            reason = self._unserved.get(data["litellm_logging_obj"])
+            logged = data.get("litellm_logging_obj")
+            reason = None if logged is None else self._unserved.get(logged)
             told = headers(call) if call is not None else {"x-krunch-reason": reason} if reason else {}
         except Exception as error:  # noqa: BLE001 - as above
             telemetry.failed("headers", error, call)
@@ -210,7 +210,14 @@ class KrunchProxy(CustomLogger):
             telemetry.failed("stream", error, call)
             return [item]
 
-    async def _end(self, call: ProxiedCall, stream: WireStream, *, partial: bool) -> list[Any]:
+    def _end(self, call: ProxiedCall, stream: WireStream, *, partial: bool) -> asyncio.Future[list[Any]]:
+        """End a stream, in a task of its own: when the client goes away the one that serves it is cancelled."""
+        ending = asyncio.ensure_future(self._rest(call, stream, partial=partial))
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
+        return ending
+
+    async def _rest(self, call: ProxiedCall, stream: WireStream, *, partial: bool) -> list[Any]:
         try:
             rest = await stream.end(partial=partial)
             if not partial:
@@ -228,8 +235,14 @@ class KrunchProxy(CustomLogger):
         telemetry.failed(stage, error, call)
         if call is not None:
             call.reason = "error"
-        elif "litellm_logging_obj" in data:
-            self._unserved[data["litellm_logging_obj"]] = "error"
+        else:
+            self._leave(data, "error")
+
+    def _leave(self, data: Mapping[str, Any], reason: str) -> None:
+        """Note why a request goes out as it came."""
+        logged = data.get("litellm_logging_obj")
+        if logged is not None:
+            self._unserved[logged] = reason
 
 
 krunch = KrunchProxy()

@@ -46,6 +46,11 @@ def finish(exchange: Exchange, response: ModelResponse) -> ModelResponse:
 
 async def afinish(exchange: Exchange, response: ModelResponse) -> ModelResponse:
     """`finish`, off the event loop where it may take long."""
+    return await aexpanded(exchange, response)
+
+
+async def aexpanded(exchange: Exchange, response: ModelResponse) -> ModelResponse:
+    """The reply for the caller, and nothing told to the statistics; raises as `finish` does."""
     given = _messages(response)
     messages = [await exchange.afinish(message, choice=index) for index, message in given]
     return _with_messages(response, _annotated(messages, given, exchange))

@@ -46,11 +46,13 @@ class Upstream:
         url: what an OpenAI client wants as base URL, "http://127.0.0.1:PORT/v1".
         root: what an Anthropic client wants as base URL, "http://127.0.0.1:PORT".
         received: every request so far, in order of arrival.
+        kept: replies that can be fetched again, by their path.
     """
 
     def __init__(self, answer: Callable[[dict[str, Any]], Answer | Sequence[Answer]] = echo) -> None:
         self.answer = answer
         self.received: list[Received] = []
+        self.kept: dict[str, dict[str, Any]] = {}
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.upstream = self
         self.root = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -139,6 +141,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_events(protocol, protocol.events(body, choices, len(upstream.received)), choices[0])
         else:
             self.send_json(protocol.whole(body, choices, len(upstream.received)))
+        if protocol.kept:
+            whole = protocol.whole(body, choices, len(upstream.received))
+            upstream.kept[f"{self.path}/{whole['id']}"] = whole
+
+    def do_GET(self) -> None:
+        kept = self.server.upstream.kept.get(self.path.partition("?")[0])
+        if kept is None:
+            self.send_error_body(HTTPStatus.NOT_FOUND, "no such path, or nothing is kept there")
+        else:
+            self.send_json(kept)
 
     def send_error_body(self, status: int, message: str) -> None:
         self.send_json({"error": {"message": message, "type": "upstream_error", "code": str(status)}}, status)
@@ -191,19 +203,21 @@ class _Protocol(NamedTuple):
         events: the same → the events of the streamed reply; None: there are no streams.
         error: a message → the event that tells of an error.
         named: each event is announced by its type, and no [DONE] comes last.
+        kept: replies can be fetched again by their id.
     """
 
     whole: Callable[[Mapping[str, Any], Sequence[Answer], int], dict[str, Any]]
     events: Callable[[Mapping[str, Any], Sequence[Answer], int], Iterator[dict[str, Any]]] | None = None
     error: Callable[[str], dict[str, Any]] = chat.error
     named: bool = False
+    kept: bool = False
 
 
 _PROTOCOLS: Mapping[str, _Protocol] = {
     "/v1/chat/completions": _Protocol(chat.whole, chat.events),
     "/v1/messages": _Protocol(messages.whole, messages.events, messages.error, named=True),
     "/v1/messages/count_tokens": _Protocol(messages.count),
-    "/v1/responses": _Protocol(responses.whole, responses.events, responses.error, named=True),
+    "/v1/responses": _Protocol(responses.whole, responses.events, responses.error, named=True, kept=True),
     "/v1/completions": _Protocol(others.completion, others.completion_events),
     "/v1/embeddings": _Protocol(others.embeddings),
 }

@@ -26,11 +26,11 @@ async def ask(protocol: str, backend: str, upstream: Upstream, **more: Any) -> s
     root = upstream.url if backend == "openai" else upstream.root
     arguments: Any = {"model": BACKENDS[backend], "api_base": root, "api_key": "none", **more}
     if protocol == "responses":
-        reply: Any = await litellm.aresponses(input=STORY, **arguments)
-        return str(reply.output[0].content[0].text)
+        response: Any = await litellm.aresponses(input=STORY, **arguments)
+        return str(response.output[0].content[0].text)
     messages = [{"role": "user", "content": STORY}]
     messages_api: Any = litellm
-    reply = await messages_api.anthropic.messages.acreate(messages=messages, max_tokens=100, **arguments)
+    reply: Any = await messages_api.anthropic.messages.acreate(messages=messages, max_tokens=100, **arguments)
     return str(reply["content"][0]["text"])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-from krunch_litellm.replies import afinish, chunk_like, is_whole
+from krunch_litellm.replies import aexpanded, chunk_like, is_whole
 from krunch_litellm.requests import as_dict, is_json
 from krunch_litellm.wire.offsets import StreamedOffsets
 
@@ -44,7 +44,7 @@ class ChatWire:
 
     async def finish(self, exchange: Exchange, reply: Any) -> Any:  # noqa: ANN401 - a ModelResponse
         """The reply for the client."""
-        return await afinish(exchange, reply) if is_whole(reply) else reply
+        return await aexpanded(exchange, reply) if is_whole(reply) else reply
 
     def as_message(self, reply: object) -> None:
         """None: no request goes on from a reply by its id."""

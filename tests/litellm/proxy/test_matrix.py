@@ -140,6 +140,7 @@ def test_requests_are_smaller_and_replies_exact(
     text, calls = CLIENTS[protocol](proxy, backend, question, kind, stream=stream)
 
     (body,) = upstream.requests
+    assert {"cache", "metadata", "litellm_metadata", "krunch"}.isdisjoint(body)
     meant = expanded(said(model.symbols), model.symbols)
     assert question in restored(body)
     assert sum(map(len, texts(flat(body)))) < 0.7 * len(question)

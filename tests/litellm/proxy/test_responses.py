@@ -247,3 +247,26 @@ def test_a_chained_request_of_nobodys_session_is_folded_only(
     assert restore([{"role": "user", "content": upstream.requests[2]["input"]}])[0]["content"] == rows
     assert len(seen) > 0
     assert [reply.output_text for reply in replies] == [expanded(said(seen), seen)] * 3
+
+
+def test_a_stored_response_is_fetched_in_plain_words(proxy: Proxy, model: Model) -> None:
+    """A response that the provider has kept is expanded when the client fetches it later."""
+    model.answer = lambda body, symbols: Answer(said(symbols))
+    with proxy.openai() as client:
+        reply = client.responses.create(model="gpt", input=story())
+        again = client.responses.retrieve(reply.id)
+
+    assert again.output_text == reply.output_text == model.plain(said(model.symbols))
+
+
+def test_what_is_answered_later_or_held_elsewhere_defines_nothing(
+    proxy: Proxy, upstream: Upstream, model: Model
+) -> None:
+    """A request in the background is left alone; one in a conversation of the provider's defines nothing."""
+    model.answer = lambda body, symbols: Answer("Hello")
+    question = story()
+    with proxy.openai() as client:
+        client.responses.create(model="gpt", input=question, background=True)
+        client.responses.create(model="gpt", input=question, conversation="conv_1")
+
+    assert [body["input"] for body in upstream.requests] == [question, question]
