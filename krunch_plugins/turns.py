@@ -18,6 +18,12 @@ Message = dict[str, Any]
 EventKind = Literal["append", "forget", "trim", "reset"]
 """What a `TurnEvent` tells: turns came; a session is gone; a session's oldest turns are gone; start from nothing."""
 
+APART = "\x1f"
+"""First character of tenants whose sessions are no conversations but logs of something else (checkpoints, say).
+
+No retention removes their turns, and nobody is told when these leave RAM.
+"""
+
 EvictReason = Literal["size", "ttl", "forget", "close"]
 """Why turns leave the hot tier: no room, too old, the session is forgotten, the store is closed."""
 

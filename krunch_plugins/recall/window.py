@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from krunch_plugins import tokens
 from krunch_plugins.errors import StoreError, TokenizerUnavailable
-from krunch_plugins.exchange import ContextReport
 from krunch_plugins.recall.cut import Cut, Limits, find_cut
 from krunch_plugins.recall.inserts import Insert, Inserts, InsertStore, Record
 from krunch_plugins.recall.messages import Lengths, chain, identity, is_users
 from krunch_plugins.recall.recalling import Recalling, Request
+from krunch_plugins.report import ContextReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from krunch_plugins.exchange import ContextReason, Exchange
+    from krunch_plugins.exchange import Exchange
+    from krunch_plugins.report import ContextReason
     from krunch_plugins.settings import Settings
     from krunch_plugins.tokens import Tokenizer
     from krunch_plugins.turns import Message, SearchHit, SearchQuery, Turn

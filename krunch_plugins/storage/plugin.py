@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from krunch_plugins.errors import StoreError
-from krunch_plugins.exchange import Problem
 from krunch_plugins.hookspecs import hookimpl
+from krunch_plugins.report import Problem
 from krunch_plugins.storage.recorder import Digest, compare, digest
 from krunch_plugins.turns import Turn
 
