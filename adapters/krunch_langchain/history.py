@@ -6,6 +6,7 @@ import asyncio
 import sys
 import threading
 from collections import deque
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -13,7 +14,17 @@ from langchain_core.chat_history import BaseChatMessageHistory
 from langchain_core.messages import BaseMessage, message_chunk_to_message
 from langchain_core.runnables import history as langchain_history
 
-from krunch_langchain.history_turns import MARK, Claims, claim, given_before, in_order, look_back, match, shown
+from krunch_langchain.history_turns import (
+    MARK,
+    Claims,
+    claim,
+    given_before,
+    in_order,
+    look_back,
+    match,
+    message_of,
+    shown,
+)
 from krunch_langchain.messages import openai_form, turn_metadata
 from krunch_langchain.shared import shared_store
 from krunch_plugins import Turn
@@ -64,11 +75,15 @@ class KrunchChatMessageHistory(BaseChatMessageHistory):
         Raises:
             StoreError: the store could not be read.
         """
-        return [] if _asked_at_the_end(sys._getframe(1)) else self._read()  # noqa: SLF001 - the only way to know
+        if _asked_at_the_end(sys._getframe(1)):  # noqa: SLF001 - the only way to know
+            _asked.set(self)
+            return []
+        return self._read()
 
     async def aget_messages(self) -> list[BaseMessage]:
         """`messages`, read in a worker thread."""
         if _asked_at_the_end(sys._getframe(1)):  # noqa: SLF001 - as above
+            _asked.set(self)
             return []
         return await asyncio.to_thread(self._read)
 
@@ -79,12 +94,12 @@ class KrunchChatMessageHistory(BaseChatMessageHistory):
             NotStorable: something in them (an artifact, say) cannot be stored; nothing was.
             StoreError: they could not be stored.
         """
-        self._add(messages, at_the_end=_asked_at_the_end(sys._getframe(1)))  # noqa: SLF001 - as above
+        self._add(messages, with_history=self._holds_history(sys._getframe(1)))  # noqa: SLF001 - as above
 
     async def aadd_messages(self, messages: Sequence[BaseMessage]) -> None:
         """`add_messages`, in a worker thread."""
-        at_the_end = _asked_at_the_end(sys._getframe(1))  # noqa: SLF001 - as above
-        await asyncio.to_thread(self._add, messages, at_the_end=at_the_end)
+        with_history = self._holds_history(sys._getframe(1))  # noqa: SLF001 - as above
+        await asyncio.to_thread(self._add, messages, with_history=with_history)
 
     def clear(self) -> None:
         """Remove the whole session and every trace of it on disk."""
@@ -111,8 +126,14 @@ class KrunchChatMessageHistory(BaseChatMessageHistory):
             self._given.update((id(message), message) for message in messages)
         return messages
 
-    def _add(self, messages: Sequence[BaseMessage], *, at_the_end: bool) -> None:
-        if at_the_end:
+    def _holds_history(self, caller: FrameType) -> bool:
+        """Whether what is added begins with what came from here: LangChain has just asked how much to cut off."""
+        asked = _asked.get()
+        _asked.set(None)
+        return asked is self and _asked_at_the_end(caller)
+
+    def _add(self, messages: Sequence[BaseMessage], *, with_history: bool) -> None:
+        if with_history:
             messages = messages[self._given_of(messages) :]
         batch = [message_chunk_to_message(message) for message in messages]
         stored = [(openai_form(message), turn_metadata(message)) for message in batch]
@@ -138,7 +159,8 @@ class KrunchChatMessageHistory(BaseChatMessageHistory):
             max(max(numbers) for numbers in reads if numbers),
         )
         turns = self.store.turns(self.session_id, start, stop + 1, tenant=self.tenant)
-        return given_before(messages, reads, {turn.number: turn for turn in turns})
+        claims = Claims.read(self.store, self.session_id, self.tenant, range(start, stop + 1))
+        return given_before(messages, reads, {turn.number: message_of(turn, claims) for turn in turns})
 
     def _store(self, batch: Sequence[BaseMessage], stored: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> bool:
         """Claim what is recorded and store the rest; False if somebody else claimed some of it meanwhile."""
@@ -147,9 +169,9 @@ class KrunchChatMessageHistory(BaseChatMessageHistory):
         turns, claims = self._newest(first, stop, len(batch))
         noted, found = Claims(), {}
         if any(MARK not in turn.metadata for turn in turns):
-            since = self._since(batch, stop)
-            found = match(batch, turns, claims, since)
-            noted = claim(batch, found, turns, claims, since)
+            reads = self._read_at(batch, stop)
+            found = match(batch, turns, claims, reads)
+            noted = claim(batch, found, turns, claims, min(reads))
             if not noted.write(self.store, self.session_id, self.tenant):
                 return False
         at = round(self.store.now(), 6)
@@ -176,13 +198,13 @@ class KrunchChatMessageHistory(BaseChatMessageHistory):
                 break
         return turns, claims
 
-    def _since(self, batch: Sequence[BaseMessage], stop: int) -> int:
-        """From which turn on a message may be what a wrapper just recorded, by its words alone."""
+    def _read_at(self, batch: Sequence[BaseMessage], stop: int) -> list[int]:
+        """The session's next numbers when it was read here."""
         with self._lock:
             reads = [read for read, _ in self._reads]
         # Nothing was read here: a question and its answer may be what was recorded last, but nothing before that.
         asked = {message.type for message in batch} >= {"human", "ai"}
-        return min(reads, default=stop - len(batch) if asked else stop)
+        return reads or [stop - len(batch) if asked else stop]
 
 
 def _codes() -> frozenset[CodeType]:
@@ -192,6 +214,8 @@ def _codes() -> frozenset[CodeType]:
 
 
 _END = _codes()
+_asked: ContextVar[KrunchChatMessageHistory | None] = ContextVar("krunch_history_asked_at_the_end", default=None)
+"""The history that was just asked how much there is to cut off; what comes next in the same context is the adding."""
 
 
 def _asked_at_the_end(caller: FrameType) -> bool:

@@ -149,56 +149,58 @@ def shown(turns: Sequence[Turn], claims: Claims) -> list[tuple[int, BaseMessage]
     return [(turn.number, message_of(turn, claims)) for turn in kept]
 
 
-def match(batch: Sequence[BaseMessage], turns: Sequence[Turn], claims: Claims, since: int) -> dict[int, Turn]:
+def match(batch: Sequence[BaseMessage], turns: Sequence[Turn], claims: Claims, reads: Sequence[int]) -> dict[int, Turn]:
     """Which messages of a batch were recorded already: position and turn, both in order.
 
     A turn is taken for a message if it has its id; or else its words, if it was recorded since the history was read, or
     stands right before one that was taken. From the end backwards, the nearest first: so a user who says the same
-    thing twice has said it twice. A question whose answer was taken takes the user's turn before that, whatever a
-    template made of its words.
+    thing twice has said it twice. A question whose answer was taken takes the user's turn right before that, whatever
+    a template made of its words.
 
     Args:
         batch: the messages that LangChain hands over.
         turns: the session's newest turns.
         claims: what is claimed of them.
-        since: number of the session's next turn when the history was read.
+        reads: numbers of the session's next turn when the history was read, at least one.
     """
     # What stood between the turns of another exchange, and was hidden with it, may be claimed still.
     free = [turn for turn in turns if MARK not in turn.metadata and claims.flags.get(turn.number) != _CLAIMED]
-    if not free:
-        return {}
-    known = [(turn, *_facts(turn)) for turn in free]
+    known: list[_Known] = [(turn, *_facts(turn)) for turn in free]
     found: dict[int, Turn] = {}
-    end, after = len(known), -1
+    end, since = len(known), min(reads)
     for position in reversed(range(len(batch))):
-        message = batch[position]
-        gist = gist_of(openai_form(message))
-        for index in reversed(range(end)):
-            turn, kind, message_id, words = known[index]
-            together = after >= 0 and known[after][0].number - turn.number == after - index
-            if kind != message.type or (message.id and message_id and message.id != message_id):
-                continue
-            by_id = bool(message.id) and message.id == message_id
-            if by_id or (words == gist and (turn.number >= since or together)):
-                found[position] = turn
-                end = after = index
-                break
-    _worded(batch, known, found)
+        index = _place(batch[position], known[:end], since, found.get(position + 1))
+        if index is not None:
+            turn = found[position] = known[index][0]
+            end = index
+            # An exchange is recorded in one step, so what was read before its end was read before its beginning.
+            since = max((read for read in reads if read <= turn.number), default=since)
     return dict(sorted(found.items()))
 
 
-def _worded(batch: Sequence[BaseMessage], known: Sequence[_Known], found: dict[int, Turn]) -> None:
-    """Take questions for what a template made of them: the user's turn right before the answer that was found."""
-    places = {turn.number: index for index, (turn, *_) in enumerate(known)}
-    for position in reversed(range(len(batch) - 1)):
-        if position in found or position + 1 not in found or batch[position].type != "human":
-            continue
-        number = found[position + 1].number - 1
-        index = places.get(number)
-        if index is None or any(turn.number == number for turn in found.values()):
-            continue
-        if known[index][1] == "human" and METADATA_KEY in known[index][0].metadata:
-            found[position] = known[index][0]
+def _place(message: BaseMessage, known: Sequence[_Known], since: int, after: Turn | None) -> int | None:
+    """Which turn is a message's, if one is.
+
+    Args:
+        message: the message.
+        known: the turns that it can be.
+        since: from which number on words are enough.
+        after: the turn of the message after it.
+    """
+    last = known[-1] if known else None
+    if last and after is not None and last[0].number == after.number - 1:
+        by_wrapper = METADATA_KEY in last[0].metadata
+        if last[1] == message.type == "human" and by_wrapper and not (message.id and last[2] and message.id != last[2]):
+            return len(known) - 1
+    gist = gist_of(openai_form(message))
+    expected = after.number - 1 if after is not None else -1
+    for index in reversed(range(len(known))):
+        turn, kind, message_id, words = known[index]
+        if kind == message.type and not (message.id and message_id and message.id != message_id):
+            by_id = bool(message.id) and message.id == message_id
+            if by_id or (words == gist and (turn.number >= since or turn.number == expected)):
+                return index
+    return None
 
 
 def claim(
@@ -289,22 +291,26 @@ def gist_of(form: Mapping[str, Any]) -> str:
     return json.dumps([form.get("role"), "".join(texts).strip(), others, calls, names], sort_keys=True, default=str)
 
 
-def given_before(batch: Sequence[BaseMessage], reads: Iterable[Sequence[int]], turns: Mapping[int, Turn]) -> int:
+def given_before(batch: Sequence[BaseMessage], reads: Iterable[Sequence[int]], given: Mapping[int, BaseMessage]) -> int:
     """With how many messages a batch begins that came from the history, as copies.
 
     Args:
         batch: the messages.
         reads: numbers of the turns that were given out, each time that the history was read.
-        turns: these turns by number.
+        given: their messages by number.
     """
-    said = [gist_of(openai_form(message)) for message in batch]
+    said = [_sign(message) for message in batch]
     for numbers in sorted(reads, key=len, reverse=True):
-        if len(numbers) > len(batch):
-            continue
-        given = (gist_of(turns[number].message) if number in turns else None for number in numbers)
-        if all(map(str.__eq__, said, (each or "" for each in given))):
+        if len(numbers) <= len(batch) and all(
+            number in given and _sign(given[number]) == sign for number, sign in zip(numbers, said, strict=False)
+        ):
             return len(numbers)
     return 0
+
+
+def _sign(message: BaseMessage) -> tuple[str | None, str]:
+    """What tells a message from others with the same words, where it has an id; else the words."""
+    return message.id, gist_of(openai_form(message))
 
 
 def in_order(count: int, found: Mapping[int, Turn]) -> Iterable[tuple[int, int | None]]:
