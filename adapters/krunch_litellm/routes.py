@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +22,7 @@ from litellm.proxy.auth.user_api_key_auth import user_api_key_auth
 from krunch_litellm import telemetry
 from krunch_litellm.figures import Reset
 from krunch_litellm.identity import is_session, tenant_of
-from krunch_plugins import Krunch, KrunchError
+from krunch_plugins import Krunch, KrunchError, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,7 +43,9 @@ Caller = Annotated[UserAPIKeyAuth, Depends(user_api_key_auth)]
 
 
 def add_to_proxy(krunch: Callable[[], Krunch]) -> None:
-    """Add the routes to LiteLLM's proxy in this process. Once; a second call does nothing.
+    """Add the routes to LiteLLM's proxy in this process, and load what its first request would wait for.
+
+    Once; a second call does nothing.
 
     Args:
         krunch: returns who serves the requests.
@@ -54,6 +57,13 @@ def add_to_proxy(krunch: Callable[[], Krunch]) -> None:
     app.include_router(_router(krunch))
     managed = LiteLLMRoutes.self_managed_routes.value
     managed.extend(route for route in ROUTES if route not in managed)
+    threading.Thread(target=_warm_up, name="krunch-warm-up", daemon=True).start()
+
+
+def _warm_up() -> None:
+    """Load the tokenizer, which takes most of a second: while the proxy starts, not while its clients wait."""
+    with Krunch(Settings()) as krunch:
+        krunch.prepare([{"role": "user", "content": "Hello."}], model="gpt-4o")
 
 
 def _router(krunch: Callable[[], Krunch]) -> APIRouter:

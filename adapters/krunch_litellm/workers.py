@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from krunch_litellm.figures import Figures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from krunch_litellm.figures import Entry, Reset
     from krunch_plugins import Krunch
@@ -29,6 +29,8 @@ DELAY = 0.05
 """Seconds for which entries are gathered before they are written: other workers' figures are at most so old."""
 MEMORY_EVERY = 10.0
 """Seconds after which a worker that has something to write tells anew what it holds in memory."""
+LINGER = 5.0
+"""Seconds for which the thread that writes waits for more: one for each request would cost as much as all the rest."""
 PENDING = 100_000
 """Entries that are held while the database cannot be written; the oldest go first."""
 _SIGNAL = "resets"
@@ -97,7 +99,7 @@ class Workers:
             self.figures = _open(None, limits.max_conversations, limits.cleanup_interval, clock)
         self._pending: list[Entry] = []
         self._condition = threading.Condition()
-        self._writing = False
+        self._writing = self._busy = False
         self._told = 0.0
         self._heard = self.figures.last_reset()
         self._signal = self._look()
@@ -106,14 +108,16 @@ class Workers:
         """Take in what happened; it is written soon."""
         with self._condition:
             self._pending.append(entry)
-            if not self._writing:
+            if self._writing:
+                self._condition.notify_all()
+            else:
                 self._writing = True
                 threading.Thread(target=self._write, name="krunch-figures", daemon=True).start()
 
     def flush(self) -> None:
         """Write what was noted before this call; what is in another thread's hands is waited for, a second at most."""
         with self._condition:
-            self._condition.wait_for(lambda: not self._pending and not self._writing, timeout=1.0)
+            self._condition.wait_for(lambda: not self._pending and not self._busy, timeout=1.0)
         self._tell()
 
     def heed(self) -> list[Reset]:
@@ -148,26 +152,34 @@ class Workers:
         self.figures.close()
 
     def _write(self) -> None:
-        """Write what is noted until there is nothing more."""
+        """Write what is noted, until nothing more has come for a while."""
         while True:
+            with self._condition:
+                if not self._condition.wait_for(lambda: self._pending, timeout=LINGER):
+                    self._writing = False
+                    return
             time.sleep(DELAY)
             with self._condition:
                 entries, self._pending = self._pending, []
-                if not entries:
-                    self._writing = False
-                    self._condition.notify_all()
-                    return
+                self._busy = True
             try:
                 self.figures.add(entries)
                 if self._clock() - self._told > MEMORY_EVERY:
                     self._tell()
             except sqlite3.Error as error:
                 log.warning("figures could not be written (%s); they are kept for later", type(error).__name__)
-                with self._condition:
-                    self._pending = (entries + self._pending)[-PENDING:]
-                    self._writing = False  # the next entry tries again
-                    self._condition.notify_all()
+                self._done(entries)
                 return
+            self._done()
+
+    def _done(self, failed: Sequence[Entry] = ()) -> None:
+        """The writer has written; or it has not, keeps what it had and ends: the next entry tries again."""
+        with self._condition:
+            if failed:
+                self._pending = [*failed, *self._pending][-PENDING:]
+                self._writing = False
+            self._busy = False
+            self._condition.notify_all()
 
     def _tell(self) -> None:
         self._told = self._clock()
