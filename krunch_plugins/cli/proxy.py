@@ -84,10 +84,12 @@ def run(config: Path | None, port: int | None, workers: int | None, options: Seq
         arguments += ["--num_workers", str(workers)]
     with contextlib.ExitStack() as stack:
         stack.callback(_remove_shared_state)
-        # The server raises the signal again when it has shut down, which would end us before we have cleaned up.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         if config is not None:
-            given = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+            try:
+                given = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+            except (OSError, ValueError, yaml.YAMLError) as error:
+                typer.echo(f"krunch: {config} cannot be read as YAML: {error}", err=True)
+                return 2
             if not isinstance(given, dict):
                 typer.echo(f"krunch: {config} is no config of LiteLLM's: its top level is no mapping", err=True)
                 return 2
@@ -102,7 +104,10 @@ def run(config: Path | None, port: int | None, workers: int | None, options: Seq
             if not os.environ.get("LITELLM_MASTER_KEY"):
                 arguments = _guarded(arguments)
             path = stack.enter_context(_file(yaml.safe_dump(made)))
-        return _exit_code(run_server.main(["--config", str(path), *arguments], "krunch proxy", standalone_mode=False))
+        # The server raises the signal again when it has shut down, which would end us before we have cleaned up.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        stopped = run_server.main(["--config", str(path), *arguments], "krunch proxy", standalone_mode=False)
+        return stopped if isinstance(stopped, int) else 0
 
 
 def with_krunch(config: dict[str, Any]) -> dict[str, Any]:
@@ -196,7 +201,3 @@ def _remove_shared_state() -> None:
     from krunch_litellm.workers import temporary
 
     shutil.rmtree(temporary(os.getpid()), ignore_errors=True)
-
-
-def _exit_code(result: object) -> int:
-    return result if isinstance(result, int) else 0

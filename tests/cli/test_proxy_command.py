@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from typer.testing import CliRunner
 
 from krunch_plugins.cli import app
 from krunch_plugins.cli.proxy import CALLBACK, GUARDRAIL, from_environment, with_krunch
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize(
@@ -83,3 +88,15 @@ def test_a_wrong_setting_ends_it_before_anything_starts(monkeypatch: pytest.Monk
 
     assert done.exception is not None
     assert "tiny" in str(done.exception)
+
+
+@pytest.mark.parametrize(("text", "what"), [("a: [b", "cannot be read as YAML"), ("- a\n- b", "no mapping")])
+def test_a_config_that_is_none_is_told(tmp_path: Path, text: str, what: str) -> None:
+    """Exit code 2 for a file that is no YAML, or no mapping."""
+    config = tmp_path / "config.yaml"
+    config.write_text(text, encoding="utf-8")
+
+    done = CliRunner().invoke(app, ["proxy", "--config", str(config)])
+
+    assert done.exit_code == 2
+    assert what in done.output
