@@ -3,7 +3,7 @@
 from krunch_plugins._version import __version__
 from krunch_plugins.compression.decoder import restore
 from krunch_plugins.compression.rebase import MemoryStore
-from krunch_plugins.compression.statistics import SessionStats, Stats
+from krunch_plugins.compression.statistics import SessionStats, Stats, Usage
 from krunch_plugins.default import default_krunch
 from krunch_plugins.errors import KrunchError, RequestRefused
 from krunch_plugins.exchange import ContextReport, Cost, Exchange, MessageReport, Problem, Reply, Report
@@ -34,6 +34,7 @@ __all__ = [
     "Settings",
     "Stats",
     "Turn",
+    "Usage",
     "__version__",
     "default_krunch",
     "hookimpl",

@@ -213,7 +213,7 @@ class Report:
         milliseconds: wall time of compression.
         messages: one entry per message, in order.
         problems: plugins that failed, in the order in which they did.
-        symbols_expanded: symbols that were expanded in the reply so far.
+        symbols_expanded: symbols and other marks that were expanded in the reply so far.
         cost: what the input costs plain and as sent; None if nobody knows the model's prices.
         context: what left the request because it was too long, and what was recalled; None without a
             `Settings.context_window`, or if `Settings.mode` is "off".
@@ -273,8 +273,49 @@ class Runtime(Protocol):
     def stream(self, exchange: Exchange) -> StreamExpander:
         """A fresh expander for one streamed reply."""
 
+    def texts(self, exchange: Exchange) -> TextExpander:
+        """A fresh expander for one reply whose texts come one by one."""
+
     def note_usage(self, exchange: Exchange, usage: Mapping[str, Any]) -> None:
         """Take what the provider counted into the statistics."""
+
+
+class TextWindow(Protocol):
+    """One text of a reply, on its way to the caller, in pieces. Not thread-safe."""
+
+    def feed(self, text: str) -> str:
+        """Take more of the text; give back what is decided by now. Little is held back, never a whole word."""
+
+    def end(self) -> str:
+        """The text is at its end: what was held back. The window can then be used for another text."""
+
+
+class TextExpander(Protocol):
+    """Expands one reply text by text, for protocols whose replies are no chat messages. One per reply."""
+
+    def open(self, *, json_text: bool = False) -> TextWindow:
+        """A window for one of the reply's texts.
+
+        Args:
+            json_text: the text is JSON, so what is put into it is escaped.
+        """
+
+    def end(
+        self, message: Message, *, choice: int = 0, partial: bool = False, metadata: Mapping[str, Any] | None = None
+    ) -> None:
+        """The reply has gone out: run the `post_response` hooks on it.
+
+        Args:
+            message: what the caller got, expanded, as an assistant message in OpenAI's format.
+            choice: which choice of the reply this is.
+            partial: the reply was broken off; the hooks see `reply.partial`.
+            metadata: what the store is to keep with the reply, if it is recorded; JSON-like.
+        """
+
+    async def aend(
+        self, message: Message, *, choice: int = 0, partial: bool = False, metadata: Mapping[str, Any] | None = None
+    ) -> None:
+        """`end`, off the event loop where the hooks may take long."""
 
 
 class StreamExpander(Protocol):
@@ -336,6 +377,8 @@ class Exchange:
     """Every symbol that this request defines, and the text it stands for. Set by compression."""
     substitutions: dict[str, str] = field(default_factory=dict)
     """Every token registered by `substitute`, and what it stands for."""
+    meanings: object = field(default=None, repr=False)
+    """What replies to this request are expanded with. Set by compression; means nothing to anybody else."""
     conversation: object = field(default=None, repr=False)
     """What the statistics know this conversation by. Set by compression; means nothing to anybody else."""
     runtime: Runtime | None = field(default=None, repr=False)
@@ -379,6 +422,13 @@ class Exchange:
     def stream(self) -> StreamExpander:
         """An expander for the streamed reply to this request; take a fresh one for each stream."""
         return self._made_by().stream(self)
+
+    def texts(self) -> TextExpander:
+        """An expander for a reply whose texts are handed on one by one; take a fresh one for each reply.
+
+        For protocols other than OpenAI's chat completions; `stream` is built for those.
+        """
+        return self._made_by().texts(self)
 
     def note_usage(self, usage: Mapping[str, Any]) -> None:
         """Tell the statistics what the provider counted for this request; once per reply. Nothing else depends on it.

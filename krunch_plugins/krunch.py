@@ -16,7 +16,7 @@ from krunch_plugins.recall.window import Window
 from krunch_plugins.settings import Settings
 from krunch_plugins.storage.configured import hold_recent, open_store
 from krunch_plugins.storage.plugin import RecentTurnsPlugin, StoragePlugin
-from krunch_plugins.streams import StreamedReply
+from krunch_plugins.streams import RepliedTexts, StreamedReply
 from krunch_plugins.turns import SearchQuery, characters
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from krunch_plugins.compression.statistics import SessionStats, Stats
-    from krunch_plugins.exchange import StreamExpander
+    from krunch_plugins.exchange import StreamExpander, TextExpander
     from krunch_plugins.settings import ContextMode
     from krunch_plugins.storage.recent import RecentTurns
     from krunch_plugins.storage.retention import Forgotten
@@ -406,6 +406,10 @@ class Krunch:
         """A fresh expander for one streamed reply; `Exchange.stream` is the way to call it."""
         chunks = self._compression.chunk_expander(exchange)
         return StreamedReply(self._plugins, exchange, chunks, self._hooks_may_wait)
+
+    def texts(self, exchange: Exchange) -> TextExpander:
+        """A fresh expander for one reply whose texts come one by one; `Exchange.texts` is the way to call it."""
+        return RepliedTexts(self._plugins, exchange, self._compression.windows(exchange), self._hooks_may_wait)
 
     def note_usage(self, exchange: Exchange, usage: Mapping[str, Any]) -> None:
         """Take what the provider counted into the statistics; `Exchange.note_usage` is the way to call it."""

@@ -138,7 +138,8 @@ def to_send(messages: Sequence[BaseMessage], forms: Sequence[Message], sent: Seq
     out: list[BaseMessage] = []
     start = 0
     for now, plain in zip(sent, restore(sent), strict=True):
-        place = next((index for index in range(start, len(forms)) if forms[index] == plain), None)
+        rest = range(start, len(forms))
+        place = next((index for index in rest if forms[index] == plain or _same_call(forms[index], plain)), None)
         if place is None:
             out.append(from_openai(now))
         else:
@@ -204,6 +205,18 @@ def _of_thread(thread: object, configurable: Mapping[str, Any], *, in_tool: bool
     namespace = namespace[:-1] if in_tool else namespace
     inside = [place for place, part in enumerate(namespace) if part.startswith(_TOOL_NODE)]
     return "|".join([str(thread), *namespace[: inside[-1] + 1]]) if inside else str(thread)
+
+
+def _same_call(one: Message, other: Message) -> bool:
+    """Whether both are the same tool calls, or the result of the same; a plugin may have changed what they say."""
+    if one.get("role") != other.get("role"):
+        return False
+    numbers = [[message.get("tool_call_id"), *_call_ids(message)] for message in (one, other)]
+    return numbers[0] == numbers[1] and any(numbers[0])
+
+
+def _call_ids(message: Message) -> list[Any]:
+    return [call.get("id") for call in message.get("tool_calls") or () if isinstance(call, dict)]
 
 
 def _same_place(before: Message, after: Message) -> bool:

@@ -29,7 +29,7 @@ from krunch_plugins import Krunch, restore
 from krunch_plugins.upstream import Answer
 
 if TYPE_CHECKING:
-    from conftest import Serving
+    from tests.langchain.conftest import Serving
 
 THREAD = {"configurable": {"thread_id": "t"}}
 

@@ -569,3 +569,43 @@ def test_long_sessions(store: ConversationStore) -> None:
     expected = [text for index in range(150) for text in (f"question {index}", f"answer {index}")]
     assert texts(found) == expected
     assert len(store.turns("s")) == 300
+
+
+CALLS = st.lists(
+    st.tuples(
+        st.sampled_from(SHAPES),
+        st.sampled_from(["recorded", ""]),
+        st.sampled_from(["invoke", "stream"]),
+        st.sampled_from(["kept", ""]),
+        st.sampled_from(["a", "b"]),
+        st.sampled_from(["ok", "fine"]),
+    ),
+    max_size=7,
+)
+
+
+@settings(max_examples=12, deadline=None)
+@given(calls=CALLS)
+def test_any_sequence_of_calls(calls: Any, tmp_path_factory: Any) -> None:
+    """Chains of all shapes, wrapped or not, one after another in one session, with words that repeat: all is there once."""
+    with (
+        ConversationStore(tmp_path_factory.mktemp("store"), upkeep_seconds=0) as opened,
+        Krunch(Settings(mode="off"), store=opened) as recorder,
+    ):
+        kept = KrunchChatMessageHistory("s", store=opened)
+        said: list[str] = []
+        for shape, recorded, how, keeps, question, reply in calls:
+            model: Any = Recording(krunch=recorder, session="s", answer=lambda _, reply=reply: reply)
+            if not recorded:
+                model = RunnableLambda(lambda _, reply=reply: AIMessage(reply))
+            own = kept if keeps else KrunchChatMessageHistory("s", store=opened)
+            chain, ask = shapes(model, lambda _, own=own: own)[shape]
+            if how == "stream":
+                list(chain.stream(ask(question), of()))
+            else:
+                chain.invoke(ask(question), of())
+            said += [question, reply]
+            found = KrunchChatMessageHistory("s", store=opened).messages
+
+            assert [message.text.strip() for message in found] == said
+            assert [message.type for message in found] == ["human", "ai"] * (len(said) // 2)

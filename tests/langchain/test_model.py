@@ -26,7 +26,7 @@ from krunch_plugins import Krunch, RequestRefused, Settings, hookimpl, restore
 from krunch_plugins.upstream import Answer, ToolCall
 
 if TYPE_CHECKING:
-    from conftest import Serving
+    from tests.langchain.conftest import Serving
 
 beta = pytest.mark.filterwarnings("ignore:The method `.*_v3` is in beta")
 

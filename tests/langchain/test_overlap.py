@@ -14,8 +14,9 @@ from langchain_core.runnables.history import RunnableWithMessageHistory
 from played_model import STORY
 
 if TYPE_CHECKING:
-    from conftest import Serving
     from langchain_core.messages import BaseMessage
+
+    from tests.langchain.conftest import Serving
 
 pytestmark = pytest.mark.filterwarnings("ignore:RunnableWithMessageHistory is deprecated")
 

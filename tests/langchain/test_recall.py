@@ -17,7 +17,7 @@ from krunch_plugins import Krunch, Settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from conftest import Serving
+    from tests.langchain.conftest import Serving
 
 THREAD: Any = {"configurable": {"thread_id": "t"}}
 SECRET = "The spare key of the lighthouse lies under the third blue stone beside the harbour bell."

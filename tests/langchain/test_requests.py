@@ -13,7 +13,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from played_model import SETTINGS, STORY
 from pydantic import Field
 
-from krunch_plugins import Krunch, restore
+from krunch_plugins import Krunch, hookimpl, restore
 
 TEXTS = st.sampled_from([STORY, f"again, {STORY}", "¤1 literally", "short", "", '{"a": [1, 2], "b": "¤"}'])
 BLOCKS = st.one_of(
@@ -82,3 +82,32 @@ def test_the_model_gets_the_same_messages(messages: Any) -> None:
     assert [without_text(message) for message in inside.got] == [without_text(message) for message in messages]
     assert [type(message) for message in inside.got] == [type(message) for message in messages]
     assert messages == before
+
+
+def test_calls_keep_what_only_langchain_knows() -> None:
+    """Where plugins put messages in and change texts too, tool calls and their results stay the caller's messages."""
+
+    class Editor:
+        @hookimpl
+        def pre_request(self, exchange: Any) -> None:
+            exchange.messages[:1] = [{"role": "system", "content": "new"}, *exchange.messages[:1]]
+            for message in exchange.messages[2:]:
+                message["content"] = "changed"
+
+    calls: Any = [{"name": "f", "args": {"q": STORY}, "id": number, "type": "tool_call"} for number in ("c1", "c2")]
+    blocks: Any = [THOUGHT, {"type": "text", "text": "Let me see."}]
+    messages = [
+        HumanMessage(STORY, id="h"),
+        AIMessage(blocks, tool_calls=calls, id="a"),
+        ToolMessage("one", tool_call_id="c1", id="t1", status="error"),
+        ToolMessage("two", tool_call_id="c2", id="t2"),
+        AIMessage("done", id="gone"),
+    ]
+    inside = Listening()
+    with Krunch(SETTINGS, plugins=[Editor()]) as krunch:
+        krunchify(inside, krunch).invoke(messages)
+
+    assert [message.id for message in inside.got] == [None, "h", "a", "t1", "t2", None]
+    assert inside.got[2].tool_calls == calls
+    assert inside.got[3].status == "error"
+    assert [message.content for message in inside.got[3:]] == ["changed"] * 3
