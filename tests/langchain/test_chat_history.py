@@ -584,10 +584,10 @@ CALLS = st.lists(
 )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(calls=CALLS)
 def test_any_sequence_of_calls(calls: Any, tmp_path_factory: Any) -> None:
-    """Chains of all shapes, wrapped or not, one after another in one session, with words that repeat: all is there once."""
+    """Chains of all shapes, wrapped or not, one after another in one session, words that repeat: all is there once."""
     with (
         ConversationStore(tmp_path_factory.mktemp("store"), upkeep_seconds=0) as opened,
         Krunch(Settings(mode="off"), store=opened) as recorder,
