@@ -7,12 +7,13 @@ import time
 from typing import TYPE_CHECKING, Any, Self, cast, overload
 
 from krunch_plugins.compression.plugin import CompressionPlugin
-from krunch_plugins.exchange import Exchange, Reply, Report
+from krunch_plugins.exchange import Exchange, Reply
 from krunch_plugins.plugins import PluginInfo, Plugins, copy_tree
 from krunch_plugins.recall.context import Contexts, HeldTurns
 from krunch_plugins.recall.plugin import RecallPlugin
 from krunch_plugins.recall.recall import Recall
 from krunch_plugins.recall.window import Window
+from krunch_plugins.report import Report
 from krunch_plugins.settings import Settings
 from krunch_plugins.storage.configured import hold_recent, open_store
 from krunch_plugins.storage.plugin import RecentTurnsPlugin, StoragePlugin
@@ -85,9 +86,11 @@ class Krunch:
         self._contexts = Contexts(
             self.store or HeldTurns(self.recent), self._find_or_fail, self.settings.default_encoding
         )
+        self._leave: list[Callable[[], None]] = []
         if self.store is not None:
-            self.store.on_evict(self._plugins.on_evict)
-            self.store.on_forget(window.forget)
+            assert isinstance(storage, StoragePlugin)
+            followed = self.store.on_evict(self._plugins.on_evict), self.store.on_forget(window.forget)
+            self._leave += [storage.close, *followed]
         try:
             self._plugins.load_entry_points()
             for plugin in plugins:
@@ -112,7 +115,9 @@ class Krunch:
         self._compression.forget()
         self._recall.close()
         if self.store is not None and self._owns_store:
-            self.store.close()
+            self.store.close()  # whoever watches turns leave is told about these, too
+        for leave in self._leave:
+            leave()
         if self._recent is not None:
             self._recent.close()
 

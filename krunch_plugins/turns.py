@@ -191,8 +191,12 @@ class TurnStore(TurnLog, StateStore, Protocol):
     def tenants(self) -> list[str | None]:
         """All tenants that ever had a session."""
 
-    def on_forget(self, forgetter: Callable[[str, str | None], int]) -> None:
-        """Have `forgetter(session, tenant)` called when a session was forgotten; it returns how much it removed."""
+    def on_forget(self, forgetter: Callable[[str, str | None], int]) -> Callable[[], None]:
+        """Have `forgetter(session, tenant)` called when a session was forgotten; it returns how much it removed.
+
+        Returns:
+            A function that ends this.
+        """
 
 
 class Embedder(Protocol):

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 _REMEMBERED = 32_000_000
 """Characters of requests that a process remembers, to expand what comes after the responses to them."""
-_EXPANDING = ("symbols", "meanings", "substitutions")
-"""What of an exchange its replies are expanded with."""
 _LONGEST = 1000
 """Responses in a chain; one that is longer is treated as if it were not known."""
 
@@ -179,9 +177,8 @@ class Chain:
         exchange = await self._krunch.aprepare(request.messages, **facts, no_definitions=nothing)
         reader = self._chains.reader(self._identity.tenant, self._previous) if self._previous else None
         if reader is not None:  # the model may still use what it was told before
-            for name in _EXPANDING:
-                if hasattr(reader, name):
-                    setattr(exchange, name, getattr(reader, name))
+            exchange.symbols = {**reader.symbols, **exchange.symbols}
+            exchange.substitutions = {**reader.substitutions, **exchange.substitutions}
         return exchange
 
     def _links(self) -> list[_Link] | None:

@@ -162,6 +162,10 @@ class Meanings:
         """Whether the request has this escaped literal, or this mark of a style."""
         return piece in self._read.pieces
 
+    def begins_literal(self, piece: str) -> bool:
+        """Whether an escaped literal of the request begins so and goes on."""
+        return any(literal.startswith(piece) for literal in self._read.pieces)
+
     def quotes(self, sentence: str) -> bool:
         """Whether an instruction stands anywhere but in front of a text of the request: it is about such requests."""
         return sentence in self._read.quoted
@@ -187,7 +191,7 @@ class _Request(NamedTuple):
     references: Mapping[str, Collection[tuple[str, str]]]
     keys: Sequence[str]
     rows: Mapping[int, Mapping[str, Sequence[Values]]]
-    pieces: Container[str]
+    pieces: Collection[str]
     quoted: Container[str]
 
     @classmethod

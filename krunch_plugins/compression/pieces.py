@@ -135,7 +135,11 @@ class PieceReader:
         end, number = digits.end(), digits[0]
         definition = self._meanings.get(MARK + number)
         open_end = end == len(self._text) and not self._final
-        if open_end and (definition is not None or marks or self._meanings.begins(number)):
+        if open_end and (
+            definition is not None
+            or self._meanings.begins(number)
+            or (marks and self._meanings.begins_literal(MARK * (marks + 1) + number))
+        ):
             return None
         behind = self._text[end : end + 1]
         if definition is None:

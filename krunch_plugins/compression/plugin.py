@@ -18,14 +18,15 @@ from krunch_plugins.compression.statistics import Name, Statistics
 from krunch_plugins.compression.stream import ChunkExpander, expand_message
 from krunch_plugins.compression.windows import Windows
 from krunch_plugins.errors import TokenizerUnavailable
-from krunch_plugins.exchange import MessageReport
 from krunch_plugins.hookspecs import hookimpl
+from krunch_plugins.report import MessageReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from krunch_plugins.compression.statistics import SessionStats, Stats
-    from krunch_plugins.exchange import Exchange, Reason, Reply, Report
+    from krunch_plugins.exchange import Exchange, Reply
+    from krunch_plugins.report import Reason, Report
     from krunch_plugins.settings import Rebase, Settings
     from krunch_plugins.tokens import Tokenizer
     from krunch_plugins.turns import MemoStore, Message

@@ -453,13 +453,28 @@ class ConversationStore:
         with ledger.cold.transaction():
             return events.everything(ledger.shelf, ledger.tenant(tenant), reset=cursor is not None)
 
-    def on_evict(self, listener: EvictListener) -> None:
-        """Have `listener(session, turns, reason, tenant)` called, too, before turns leave RAM."""
-        self._tiers.listeners.append(listener)
+    def on_evict(self, listener: EvictListener) -> Callable[[], None]:
+        """Have `listener(session, turns, reason, tenant)` called, too, before turns leave RAM.
 
-    def on_forget(self, forgetter: Callable[[str, str | None], int]) -> None:
+        Returns:
+            A function that ends this.
+        """
+        self._tiers.listeners.append(listener)
+        return lambda: _take_out(self._tiers.listeners, listener)
+
+    def on_forget(self, forgetter: Callable[[str, str | None], int]) -> Callable[[], None]:
         """Have `forgetter(session, tenant)` called when a session was forgotten, to remove what lies elsewhere.
 
         It returns how many things it removed.
+
+        Returns:
+            A function that ends this.
         """
         self._forgetters.append(forgetter)
+        return lambda: _take_out(self._forgetters, forgetter)
+
+
+def _take_out(items: list[Any], item: object) -> None:
+    """Take something out of a list, if it is still there."""
+    if item in items:
+        items.remove(item)

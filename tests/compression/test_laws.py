@@ -177,6 +177,10 @@ BROKEN_BEFORE = {
         "\n```\nget_order policy this this this\n" * 3,
         "\u10d0+user42-пример_mia.li+work@example.com_service_tim +user42-пример_mia.li+work@example.com_service_tim ",
     ],
+    "a time of day behind a date": [
+        ".\u22125.network_timeout.each.user42.x².camelCaseName.½:Ce.\u22125.network_timeout.each.user42.x².camelCaseName.½:",
+        "#2024-01-31 10:05:33,120 人々(0eut.ea1 10:05:33,120 人々 2\n",
+    ],
     "a literal symbol in a template": [
         "this, naïve, each, Straße, 東京都.this, naïve=this, naïve, each, Straße, 東京都.this, naïve",
         "".join(

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -571,6 +572,21 @@ def test_long_sessions(store: ConversationStore) -> None:
     assert len(store.turns("s")) == 300
 
 
+def answered(reply: str, given: Any) -> AIMessage:
+    """A model that always says the same."""
+    return AIMessage(reply)
+
+
+def worded(reply: str, messages: list[BaseMessage]) -> str:
+    """What a recorded model always says."""
+    return reply
+
+
+def the_same(history: KrunchChatMessageHistory, session: str) -> KrunchChatMessageHistory:
+    """One history for all calls."""
+    return history
+
+
 CALLS = st.lists(
     st.tuples(
         st.sampled_from(SHAPES),
@@ -595,11 +611,10 @@ def test_any_sequence_of_calls(calls: Any, tmp_path_factory: Any) -> None:
         kept = KrunchChatMessageHistory("s", store=opened)
         said: list[str] = []
         for shape, recorded, how, keeps, question, reply in calls:
-            model: Any = Recording(krunch=recorder, session="s", answer=lambda _, reply=reply: reply)
-            if not recorded:
-                model = RunnableLambda(lambda _, reply=reply: AIMessage(reply))
+            plain: Any = RunnableLambda(partial(answered, reply))
+            model = Recording(krunch=recorder, session="s", answer=partial(worded, reply)) if recorded else plain
             own = kept if keeps else KrunchChatMessageHistory("s", store=opened)
-            chain, ask = shapes(model, lambda _, own=own: own)[shape]
+            chain, ask = shapes(model, partial(the_same, own))[shape]
             if how == "stream":
                 list(chain.stream(ask(question), of()))
             else:

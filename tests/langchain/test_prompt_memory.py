@@ -165,7 +165,7 @@ def test_inputs_of_all_kinds(krunch: Krunch) -> None:
     with pytest.raises(ValueError, match="session_id"):
         KrunchMemory(krunch=krunch).load()
     with pytest.raises(ValueError, match="smart"):
-        KrunchMemory("s", mode="clever", krunch=krunch)  # type: ignore[arg-type]  # what a caller without types passes
+        KrunchMemory("s", mode="clever", krunch=krunch)  # type: ignore[arg-type]
 
     assert texts(memory.load()) == list("abcdefgh")
     assert [message.type for message in memory.load()] == ["human", "ai"] * 4

@@ -55,7 +55,7 @@ for requirements in "$@"; do
     trap "rm -rf '$folder'" EXIT
     "$python" -m venv "$folder/venv"
     pip=("$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check)
-    common=(--editable ".[$extras]" anthropic hypothesis openai pytest pytest-asyncio)
+    common=(--editable ".[$extras]" anthropic hypothesis openai opentelemetry-sdk prometheus-client pytest pytest-asyncio)
     # shellcheck disable=SC2086  # several requirements may stand in one argument
     if ! "${pip[@]}" "${common[@]}" $requirements && ! { [ -n "$fallback" ] && "${pip[@]}" "${common[@]}" "$fallback"; }; then
         summary+=("not installed: $requirements") && failed=1

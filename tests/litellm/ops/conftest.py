@@ -290,7 +290,12 @@ def guarded(
     )
     running = start_proxy(
         folder,
-        {"OTEL_EXPORTER": "console", "KRUNCH_HOME": str(folder / "home")},
+        {
+            "OTEL_EXPORTER": "console",
+            "KRUNCH_HOME": str(folder / "home"),
+            "KRUNCH_CONTEXT_WINDOW": "2000",
+            "KRUNCH_CONTEXT_RECALL": "0.5",
+        },
         guardrails=[
             guardrail("krunch-expand", KRUNCH, ["post_call"]),
             guardrail("watcher", "watcher.Watcher", ["pre_call", "post_call"]),
