@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 import logging
 import threading
 from typing import TYPE_CHECKING, Any
@@ -328,6 +329,27 @@ async def test_a_broken_stream_is_marked() -> None:
         assert listens.replies == [Reply(answer(f"see {text}"), streamed=True, partial=True, expanded=True)]
         assert [part["choices"][0]["delta"] for part in rest] == [{"content": text}]
         assert await stream.aflush() == []
+
+
+async def test_texts_are_expanded_one_by_one() -> None:
+    """For protocols of their own: a window for each text, plain or JSON, and the hooks at the end, when told to."""
+    listens = Listens()
+    with Krunch(Settings(), plugins=[listens]) as krunch:
+        exchange = krunch.prepare(ask(LOG), model=MODEL)
+        symbol, text = symbol_of(exchange)
+        texts = exchange.texts()
+        plain, quoted = texts.open(), texts.open(json_text=True)
+        said = [plain.feed(symbol[:1]) + plain.feed(f"{symbol[1:]}."), quoted.feed(f'"{symbol}"')]
+        said = [said[0] + plain.end(), said[1] + quoted.end()]
+        await texts.aend(answer("whole"), partial=True)
+        texts.end(answer("other"), choice=1)
+
+        assert said == [f"{text}.", json.dumps(text, ensure_ascii=False)]
+        assert exchange.report.symbols_expanded == 2
+        assert listens.replies == [
+            Reply(answer("whole"), streamed=True, partial=True, expanded=True),
+            Reply(answer("other"), 1, streamed=True, expanded=True),
+        ]
 
 
 def test_an_unreadable_chunk_passes_as_it_came(caplog: pytest.LogCaptureFixture) -> None:

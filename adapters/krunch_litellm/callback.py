@@ -1,4 +1,4 @@
-"""The callback: what LiteLLM's own hooks can serve, which is `acompletion` without streams, SDK and Router."""
+"""The callback: what LiteLLM's own hooks can serve, which are asynchronous calls without streams, SDK and Router."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from litellm.integrations.custom_logger import CustomLogger
 
 from krunch_litellm.calls import fail_open, serving
+from krunch_litellm.others import OtherCalls
 from krunch_litellm.replies import afinish, is_whole, refused
 from krunch_litellm.requests import ChatRequest, SentMessages
 from krunch_plugins import Krunch, RequestRefused, default_krunch
@@ -29,7 +30,9 @@ class RefusedForGood(RequestRefused, ImportError):  # noqa: N818 - a kind of Req
 
 
 class KrunchCallback(CustomLogger):
-    """Compresses requests and expands replies of `acompletion` and `Router.acompletion`: `litellm.callbacks = [...]`.
+    """Compresses requests and expands replies of asynchronous calls: `litellm.callbacks = [...]`.
+
+    These are `acompletion`, `aresponses` and `anthropic.messages.acreate`, also through a Router.
 
     LiteLLM has no hook that could change a sync call or a streamed reply: these pass through unchanged, and the first
     one logs a warning that says what to do. When LiteLLM itself retries a call (`num_retries`, without a Router), it
@@ -43,39 +46,51 @@ class KrunchCallback(CustomLogger):
         super().__init__()
         self.krunch = krunch or default_krunch()
         self._warned = False
+        self._others = OtherCalls()
 
     async def async_pre_call_deployment_hook(
         self, kwargs: dict[str, Any], call_type: CallTypes | None
     ) -> dict[str, Any] | None:
         """Compress the request. Called by LiteLLM before each call to a deployment."""
-        if call_type is None or call_type.value != "acompletion" or serving.get() is not None:
+        if call_type is None or serving.get() is not None:
             return None
+        with fail_open("preparing a request"):
+            try:
+                if call_type.value != "acompletion":
+                    return await self._others.aprepare(self.krunch, kwargs, call_type.value)
+                return await self._prepare(kwargs)
+            except RequestRefused as refusal:
+                raise RefusedForGood(refusal.reason) from refusal
+        return None
+
+    async def _prepare(self, kwargs: dict[str, Any]) -> dict[str, Any] | None:
+        """Compress a chat completion; None to leave it as it is."""
         messages = kwargs.get("messages")
         if isinstance(messages, SentMessages) and messages.is_open:
             return None  # another callback, or the call that this one is nested in, has prepared it
         if kwargs.get("stream") or "messages" not in kwargs:  # positional arguments do not reach this hook
             self._warn()
             return None
-        with fail_open("preparing a request"):
-            # A positional model does not reach this hook either, but LiteLLM's own log of the call has it.
-            model = getattr(kwargs.get("litellm_logging_obj"), "model", None)
-            request = ChatRequest.read({"model": model, **kwargs})
-            if request is not None:
-                try:
-                    exchange = await self.krunch.aprepare(request.messages, **request.facts)
-                except RequestRefused as refusal:
-                    raise RefusedForGood(refusal.reason) from refusal
-                sent = request.to_send(exchange, self)
-                return request.replaced((), kwargs, sent, self.krunch, "plain")[1]
-        return None
+        # A positional model does not reach this hook either, but LiteLLM's own log of the call has it.
+        model = getattr(kwargs.get("litellm_logging_obj"), "model", None)
+        request = ChatRequest.read({"model": model, **kwargs})
+        if request is None or self._others.are_ours(request.messages):
+            return None
+        exchange = await self.krunch.aprepare(request.messages, **request.facts)
+        sent = request.to_send(exchange, self)
+        return request.replaced((), kwargs, sent, self.krunch, "plain")[1]
 
     async def async_post_call_success_deployment_hook(
         self,
         request_data: dict[str, Any],
         response: Any,  # noqa: ANN401 - any of LiteLLM's replies
-        call_type: CallTypes | None,  # noqa: ARG002 - LiteLLM's signature
+        call_type: CallTypes | None,
     ) -> Any:  # noqa: ANN401 - the same, or None to leave it
         """Expand the reply. Called by LiteLLM after each successful call to a deployment."""
+        if call_type is not None and call_type.value != "acompletion":
+            with fail_open("expanding a reply"):
+                return await self._others.afinish(request_data, call_type.value, response)
+            return None
         sent = self._own(request_data)
         if sent is None or not sent.is_open or not is_whole(response):
             return None

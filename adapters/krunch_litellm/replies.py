@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from litellm.types.utils import Delta, Message, ModelResponse, StreamingChoices
 
+from krunch_litellm.wire.offsets import StreamedOffsets, with_offsets_right
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
 
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("krunch")
 
-_OWN = frozenset({"_inner", "_expander", "_ready", "_error", "_over", "_broken", "_template"})
+_OWN = frozenset(
+    {"_inner", "_exchange", "_expander", "_ready", "_error", "_over", "_broken", "_template", "_offsets", "_usage"}
+)
 _END = object()
 
 
@@ -37,14 +41,23 @@ def finish(exchange: Exchange, response: ModelResponse) -> ModelResponse:
     Raises:
         RequestRefused: a plugin keeps the reply from the caller.
     """
-    messages = [exchange.finish(message, choice=index) for index, message in _messages(response)]
-    return _with_messages(response, messages)
+    _note_usage(exchange, response)
+    given = _messages(response)
+    messages = [exchange.finish(message, choice=index) for index, message in given]
+    return _with_messages(response, _annotated(messages, given, exchange))
 
 
 async def afinish(exchange: Exchange, response: ModelResponse) -> ModelResponse:
     """`finish`, off the event loop where it may take long."""
-    messages = [await exchange.afinish(message, choice=index) for index, message in _messages(response)]
-    return _with_messages(response, messages)
+    _note_usage(exchange, response)
+    return await aexpanded(exchange, response)
+
+
+async def aexpanded(exchange: Exchange, response: ModelResponse) -> ModelResponse:
+    """The reply for the caller, and nothing told to the statistics; raises as `finish` does."""
+    given = _messages(response)
+    messages = [await exchange.afinish(message, choice=index) for index, message in given]
+    return _with_messages(response, _annotated(messages, given, exchange))
 
 
 def refused(response: ModelResponse, reason: str) -> ModelResponse:
@@ -56,8 +69,25 @@ def refused(response: ModelResponse, reason: str) -> ModelResponse:
     return withheld
 
 
+def _note_usage(exchange: Exchange, response: ModelResponse) -> None:
+    """Tell the statistics what the provider counted for a whole reply; one from LiteLLM's cache costs nothing."""
+    usage = getattr(response, "usage", None)
+    if usage is not None and not response._hidden_params.get("cache_hit"):  # noqa: SLF001 - LiteLLM's documented name
+        exchange.note_usage(usage.model_dump())
+
+
 def _messages(response: ModelResponse) -> list[tuple[int, dict[str, Any]]]:
     return [(choice.index, choice.message.model_dump()) for choice in response.choices]
+
+
+def _annotated(
+    messages: list[dict[str, Any]], given: list[tuple[int, dict[str, Any]]], exchange: Exchange
+) -> list[dict[str, Any]]:
+    """Expanded messages with the offsets of their annotations right."""
+    return [
+        with_offsets_right(message, str(before.get("content") or ""), exchange)
+        for message, (_, before) in zip(messages, given, strict=True)
+    ]
 
 
 def _with_messages(response: ModelResponse, messages: list[dict[str, Any]]) -> ModelResponse:
@@ -94,12 +124,15 @@ class ExpandedStream:
 
     def __init__(self, stream: Any, exchange: Exchange) -> None:  # noqa: ANN401 - any of LiteLLM's stream classes
         self._inner = stream
+        self._exchange = exchange
         self._expander = exchange.stream()
+        self._offsets = StreamedOffsets(exchange)
         self._ready: deque[Any] = deque()
         self._error: BaseException | None = None
         self._over = False  # nothing more comes from the stream inside
         self._broken = False  # expanding failed; chunks go through as they are
         self._template: Any = None
+        self._usage: Mapping[str, Any] | None = None  # the newest: some providers tell it more than once
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -174,7 +207,9 @@ class ExpandedStream:
             return
         try:
             given = chunk.model_dump()
-            chunks = [chunk if out == given else _chunk(chunk, out) for out in self._expander.feed(given)]
+            self._usage = given.get("usage") or self._usage
+            ready = [self._offsets.put_right(given, out) for out in self._expander.feed(given)]
+            chunks = [chunk if out == given else chunk_like(chunk, out) for out in ready]
         except Exception as error:  # noqa: BLE001 - ours, never the caller's: what the model wrote goes through
             log.warning("expanding a stream failed with %s; the rest is handed on as it came", type(error).__name__)
             self._broken = True
@@ -198,8 +233,10 @@ class ExpandedStream:
 
     def _end(self, rest: list[dict[str, Any]], error: BaseException | None = None) -> None:
         self._over, self._error = True, error
+        if self._usage is not None and not (getattr(self._inner, "_hidden_params", None) or {}).get("cache_hit"):
+            self._exchange.note_usage(self._usage)
         if self._template is not None:
-            self._ready.extend(_chunk(self._template, out) for out in rest)
+            self._ready.extend(chunk_like(self._template, out) for out in rest)
 
     def _break_off(self) -> None:
         if not self._over:
@@ -213,7 +250,7 @@ class ExpandedStream:
         raise error or stop
 
 
-def _chunk(template: Any, chunk: Mapping[str, Any]) -> Any:  # noqa: ANN401 - LiteLLM's chunk
+def chunk_like(template: Any, chunk: Mapping[str, Any]) -> Any:  # noqa: ANN401 - LiteLLM's chunk
     """A chunk like `template` (its id, its hidden parameters) that says what `chunk` says."""
     result = template.model_copy()
     result.choices = [

@@ -129,9 +129,9 @@ class ChatRequest:
             given=given,
             messages=messages,
             model=model,
-            session=_session(arguments),
+            session=session_of(arguments),
             tools=[as_dict(tool) for tool in tools] or None,
-            json_reply=_is_json(arguments.get("response_format")),
+            json_reply=is_json(arguments.get("response_format")),
         )
 
     @property
@@ -171,42 +171,53 @@ class ChatRequest:
             krunch: who prepared it.
             form: what the cache will hold: replies as the model wrote them, or expanded ones.
         """
-        namespace = self._cache_namespace(krunch, sent.call.exchange, kwargs, form)
+        namespace = cache_namespace(krunch, sent.call.exchange, self.messages, kwargs, form)
         if namespace is not None:
             kwargs = {**kwargs, "cache": {**(kwargs.get("cache") or {}), "namespace": namespace}}
         if len(args) > 1:
             return (args[0], sent, *args[2:]), kwargs
         return args, {**kwargs, "messages": sent}
 
-    def _cache_namespace(
-        self, krunch: Krunch, exchange: Exchange, arguments: Mapping[str, Any], form: Literal["wire", "plain"]
-    ) -> str | None:
-        """The namespace that this request's entries need in `litellm.cache`, or None if they need none.
 
-        What is sent can be the same for two conversations while what it stands for is not (a plugin's tokens; any
-        symbol in a cache that looks for similar prompts), and what outside plugins make of a reply may be meant for
-        one session alone. A request that went out as it came is cached as if Krunch were not there.
+def cache_namespace(
+    krunch: Krunch,
+    exchange: Exchange,
+    given: Sequence[Mapping[str, Any]],
+    arguments: Mapping[str, Any],
+    form: Literal["wire", "plain"],
+) -> str | None:
+    """The namespace that a request's entries need in `litellm.cache`, or None if they need none.
 
-        Args:
-            krunch: who prepared it.
-            exchange: the prepared request.
-            arguments: the call's arguments.
-            form: what the cache will hold: replies as the model wrote them, or expanded ones.
-        """
-        if litellm.cache is None and not arguments.get("caching"):
-            return None
-        touched = exchange.messages != self.messages or exchange.symbols or exchange.substitutions
-        if not touched and all(plugin.builtin for plugin in krunch.plugins()):
-            return None
-        facts = [form, exchange.tenant, exchange.session, dict(exchange.symbols), exchange.substitutions]
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-        metadata = arguments.get("metadata")
-        outer = (
-            (arguments.get("cache") or {}).get("namespace")
-            or (metadata.get("redis_namespace") if isinstance(metadata, dict) else None)
-            or getattr(litellm.cache, "namespace", None)
-        )
-        return f"{outer}:krunch:{digest}" if outer else f"krunch:{digest}"
+    What is sent can be the same for two conversations while what it stands for is not (a plugin's tokens; any symbol in
+    a cache that looks for similar prompts), and what outside plugins make of a reply may be meant for one session
+    alone. A request that went out as it came is cached as if Krunch were not there.
+
+    Args:
+        krunch: who prepared it.
+        exchange: the prepared request.
+        given: its messages before.
+        arguments: the call's arguments.
+        form: what the cache will hold: replies as the model wrote them, or expanded ones.
+    """
+    if litellm.cache is None and not arguments.get("caching"):
+        return None
+    touched = exchange.messages != given or exchange.symbols or exchange.substitutions
+    if not touched and all(plugin.builtin for plugin in krunch.plugins()):
+        return None
+    return own_namespace(exchange, arguments, form)
+
+
+def own_namespace(exchange: Exchange, arguments: Mapping[str, Any], form: Literal["wire", "plain"]) -> str:
+    """A namespace in `litellm.cache` for what this session sends, within the one that the caller asked for."""
+    facts = [form, exchange.tenant, exchange.session, dict(exchange.symbols), exchange.substitutions]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    metadata = arguments.get("metadata")
+    outer = (
+        (arguments.get("cache") or {}).get("namespace")
+        or (metadata.get("redis_namespace") if isinstance(metadata, dict) else None)
+        or getattr(litellm.cache, "namespace", None)
+    )
+    return f"{outer}:krunch:{digest}" if outer else f"krunch:{digest}"
 
 
 def named(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -228,7 +239,8 @@ def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
     return names if names[:2] == ("model", "messages") else ("model", "messages")
 
 
-def _session(arguments: Mapping[str, Any]) -> str | None:
+def session_of(arguments: Mapping[str, Any]) -> str | None:
+    """The conversation's id in a call's arguments, or None."""
     metadata = arguments.get("metadata")
     session = metadata.get("session_id") if isinstance(metadata, dict) else None
     if session is None:
@@ -236,7 +248,8 @@ def _session(arguments: Mapping[str, Any]) -> str | None:
     return None if session is None else str(session)
 
 
-def _is_json(response_format: object) -> bool:
+def is_json(response_format: object) -> bool:
+    """Whether a request's `response_format` asks for one JSON document."""
     if isinstance(response_format, dict):
         return response_format.get("type") in {"json_object", "json_schema"}
     return isinstance(response_format, type)  # a pydantic class, which LiteLLM turns into a JSON schema

@@ -149,6 +149,27 @@ def plugins() -> None:
     run()
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def proxy(
+    context: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", exists=True, dir_okay=False, readable=True, help="LiteLLM's config file."),
+    ] = None,
+    port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="Default 4000.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes. Default 1.")] = None,
+) -> None:
+    """Start LiteLLM's proxy with Krunch in it. All other options are LiteLLM's own and handed on.
+
+    The config file is not changed. Without one, every provider is served whose key stands in the environment
+    (OPENAI_API_KEY, ANTHROPIC_API_KEY, ...). Without LITELLM_MASTER_KEY it makes one for this run and listens on
+    127.0.0.1.
+    """
+    from krunch_plugins.cli.proxy import run
+
+    raise typer.Exit(run(config, port, workers, context.args))
+
+
 @app.command()
 def sessions(tenant: Tenant = None) -> None:
     """List the recorded sessions: turns, bytes, times, summary."""

@@ -93,7 +93,7 @@ def test_errors_on_demand(ask: Callable[..., Any]) -> None:
 
 def test_connection_is_cut_on_demand(ask: Callable[..., Any]) -> None:
     """With break_after, a stream dies after so many chunks."""
-    with pytest.raises(httpx.RemoteProtocolError):
+    with pytest.raises((httpx.RemoteProtocolError, openai.APIConnectionError)):  # newer clients wrap it
         ask(lambda body: Answer("Hello there"[:11], break_after=2), stream=True)
 
 

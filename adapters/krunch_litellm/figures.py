@@ -1,0 +1,359 @@
+"""Figures of all workers of a proxy, in one small SQLite database: counts and ids, never message text.
+
+Workers add to the same rows, so nothing has to be gathered when somebody asks, and what a worker that died has counted
+stays. (Rejected: a file for each process, added up on reading: each change rewrote the whole file, and the files of
+dead processes had to be found and folded in.)
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+FILE = "figures.db"
+SERIES = 100
+"""Requests of one conversation that its series keeps."""
+RESETS = 1_000
+"""Resets that are kept for workers that have not heard of them; a worker that missed more than that forgets all."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS conversations (
+    name BLOB PRIMARY KEY, tenant TEXT NOT NULL, session TEXT, model TEXT NOT NULL, used REAL NOT NULL,
+    requests INTEGER NOT NULL, tokens_before INTEGER NOT NULL, tokens_after INTEGER NOT NULL,
+    cost_plain REAL NOT NULL, cost_sent REAL NOT NULL, symbols INTEGER NOT NULL, reasons TEXT NOT NULL,
+    replies INTEGER NOT NULL DEFAULT 0, partial INTEGER NOT NULL DEFAULT 0, input_tokens INTEGER NOT NULL DEFAULT 0,
+    cached_tokens INTEGER NOT NULL DEFAULT 0, written_tokens INTEGER NOT NULL DEFAULT 0,
+    output_tokens INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX IF NOT EXISTS by_use ON conversations (used);
+CREATE INDEX IF NOT EXISTS by_session ON conversations (session, tenant);
+CREATE TABLE IF NOT EXISTS series (
+    name BLOB NOT NULL, number INTEGER NOT NULL, at REAL NOT NULL, tokens_before INTEGER NOT NULL,
+    tokens_after INTEGER NOT NULL, overhead_tokens INTEGER NOT NULL, symbols INTEGER NOT NULL,
+    PRIMARY KEY (name, number)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS models (
+    tenant TEXT NOT NULL, model TEXT NOT NULL, requests INTEGER NOT NULL DEFAULT 0,
+    tokens_before INTEGER NOT NULL DEFAULT 0, tokens_after INTEGER NOT NULL DEFAULT 0,
+    cost_plain REAL NOT NULL DEFAULT 0, cost_sent REAL NOT NULL DEFAULT 0, replies INTEGER NOT NULL DEFAULT 0,
+    partial INTEGER NOT NULL DEFAULT 0, input_tokens INTEGER NOT NULL DEFAULT 0,
+    cached_tokens INTEGER NOT NULL DEFAULT 0, written_tokens INTEGER NOT NULL DEFAULT 0,
+    output_tokens INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (tenant, model)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS problems (
+    tenant TEXT NOT NULL, place TEXT NOT NULL, error TEXT NOT NULL, count INTEGER NOT NULL,
+    PRIMARY KEY (tenant, place, error)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS resets (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, tenant TEXT, session TEXT, at REAL NOT NULL
+);
+CREATE TABLE IF NOT EXISTS workers (
+    worker TEXT PRIMARY KEY, memory_kb REAL NOT NULL, seen REAL NOT NULL
+) WITHOUT ROWID;
+"""
+_SUMS = ("requests", "tokens_before", "tokens_after", "cost_plain", "cost_sent")
+_BILLED = ("replies", "partial", "input_tokens", "cached_tokens", "written_tokens", "output_tokens")
+
+
+class Prepared(NamedTuple):
+    """What one request adds.
+
+    Attributes:
+        name: the conversation, hashed; of all workers alike.
+        tenant: who owns it.
+        session: its id, or None.
+        model: the model's name.
+        at: when, seconds since the epoch.
+        tokens_before, tokens_after, overhead_tokens: tokens of its texts plain, as sent, and legend among the latter.
+        cost_plain, cost_sent: US dollars; 0.0 without prices.
+        symbols: definitions that it carries.
+        reasons: how many of its messages were sent as they were, for which reason.
+    """
+
+    name: bytes
+    tenant: str
+    session: str | None
+    model: str
+    at: float
+    tokens_before: int
+    tokens_after: int
+    overhead_tokens: int
+    cost_plain: float
+    cost_sent: float
+    symbols: int
+    reasons: Mapping[str, int]
+
+
+class Replied(NamedTuple):
+    """What one reply adds; the tokens are the provider's own count, 0 where it told none."""
+
+    name: bytes
+    tenant: str
+    model: str
+    at: float
+    partial: bool
+    input_tokens: int
+    cached_tokens: int
+    written_tokens: int
+    output_tokens: int
+
+
+class Failed(NamedTuple):
+    """Something that went wrong, or was ignored, once."""
+
+    tenant: str
+    at: float
+    place: str
+    error: str
+
+
+Entry = Prepared | Replied | Failed
+
+
+class Reset(NamedTuple):
+    """What is to be forgotten: of a session, of a tenant (no session), or everything (neither)."""
+
+    tenant: str | None
+    session: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What all workers have counted, of one tenant or of all.
+
+    Attributes:
+        conversations: those used of late, the last used first; a row each, by column.
+        models: totals by model; a row each.
+        problems: how often what went wrong, by place and error.
+        requests: how many there were since the last reset.
+        memory_kb: what the workers that are alive hold in memory.
+        workers: how many are alive.
+    """
+
+    conversations: Sequence[Mapping[str, Any]]
+    models: Sequence[Mapping[str, Any]]
+    problems: Sequence[Mapping[str, Any]]
+    requests: int
+    memory_kb: float = 0.0
+    workers: int = 0
+    series: Mapping[bytes, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    """The last requests of each conversation, by its name."""
+
+
+class Figures:
+    """The database. Thread-safe; any number of processes may have it open.
+
+    Args:
+        directory: where it lies, private to its owner; None: in memory, of this process alone.
+        max_conversations: how many are kept; the least recently used goes first.
+        max_idle: seconds without a request after which one is dropped.
+        clock: seconds since the epoch.
+
+    Raises:
+        sqlite3.Error, OSError: it cannot be opened.
+    """
+
+    def __init__(
+        self,
+        directory: Path | None,
+        *,
+        max_conversations: int = 1_000,
+        max_idle: float = 3_600.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._limits, self._clock = (max_conversations, max_idle), clock
+        self._lock = threading.Lock()
+        where = ":memory:" if directory is None else str(directory / FILE)
+        self._base = sqlite3.connect(where, timeout=5.0, check_same_thread=False, isolation_level=None)
+        self._base.row_factory = sqlite3.Row
+        try:
+            self._base.execute("PRAGMA journal_mode=WAL")
+            self._base.execute("PRAGMA synchronous=OFF")  # figures: a power cut may cost the last ones
+            self._base.executescript(_SCHEMA)
+            self._applied = self.last_reset()
+        except BaseException:
+            self._base.close()
+            raise
+
+    def close(self) -> None:
+        """Close the database. Safe to call twice."""
+        with self._lock:
+            self._base.close()
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Take in what happened, all of it or nothing.
+
+        Raises:
+            sqlite3.Error: it could not be written.
+        """
+        with self._lock, self._base:
+            self._base.execute("BEGIN IMMEDIATE")
+            for entry in self._after_resets(entries):
+                if isinstance(entry, Prepared):
+                    self._prepared(entry)
+                elif isinstance(entry, Replied):
+                    self._replied(entry)
+                else:
+                    self._base.execute(
+                        "INSERT INTO problems VALUES (?, ?, ?, 1) ON CONFLICT DO UPDATE SET count = count + 1",
+                        (entry.tenant, entry.place, entry.error),
+                    )
+            self._clean_up()
+
+    def seen(self, worker: str, memory_kb: float) -> None:
+        """Note that a worker lives and what it holds in memory."""
+        with self._lock:
+            self._base.execute("INSERT OR REPLACE INTO workers VALUES (?, ?, ?)", (worker, memory_kb, self._clock()))
+
+    def gone(self, is_alive: Callable[[str], bool]) -> None:
+        """Drop workers that are not alive. What they have counted stays."""
+        with self._lock:
+            for (worker,) in self._base.execute("SELECT worker FROM workers").fetchall():
+                if not is_alive(worker):
+                    self._base.execute("DELETE FROM workers WHERE worker = ?", (worker,))
+
+    def summary(self, tenant: str | None, *, series: int = 0) -> Summary:
+        """What was counted, of all tenants if `tenant` is None; with the series of the last `series` conversations."""
+        oldest = self._clock() - self._limits[1]
+        whose, key = ("1", ()) if tenant is None else ("tenant = ?", (tenant,))
+        with self._lock:
+            conversations = self._rows(
+                f"SELECT * FROM conversations WHERE {whose} AND used >= ? ORDER BY used DESC",  # noqa: S608 - constants
+                (*key, oldest),
+            )
+            models = self._rows(f"SELECT * FROM models WHERE {whose} ORDER BY model, tenant", key)  # noqa: S608 - as above
+            problems = self._rows(f"SELECT * FROM problems WHERE {whose} ORDER BY place, error", key)  # noqa: S608 - as above
+            workers = self._rows("SELECT * FROM workers", ())
+            kept = {one["name"]: self._series(one["name"]) for one in conversations[:series]}
+        return Summary(
+            conversations,
+            models,
+            problems,
+            requests=sum(model["requests"] for model in models),
+            memory_kb=sum(worker["memory_kb"] for worker in workers),
+            workers=len(workers),
+            series=kept,
+        )
+
+    def sessions(self, session: str, tenant: str | None) -> list[tuple[Mapping[str, Any], list[Mapping[str, Any]]]]:
+        """What was counted of a session, with its series: of one tenant, or of each that has one of this id."""
+        whose, key = ("1", ()) if tenant is None else ("tenant = ?", (tenant,))
+        with self._lock:
+            rows = self._rows(
+                f"SELECT * FROM conversations WHERE {whose} AND session = ? ORDER BY tenant",  # noqa: S608 - as above
+                (*key, session),
+            )
+            return [(row, self._series(row["name"])) for row in rows]
+
+    def reset(self, tenant: str | None, session: str | None = None) -> int:
+        """Forget what was counted: of a session of a tenant, of a tenant, or everything.
+
+        Returns:
+            The number of this reset, for `resets_since`.
+        """
+        tables = ("conversations",) if session is not None else ("conversations", "models", "problems")
+        conditions = [("tenant", tenant), ("session", session)]
+        where = " AND ".join(f"{column} = ?" for column, value in conditions if value is not None) or "1"
+        values = tuple(value for _, value in conditions if value is not None)
+        with self._lock, self._base:
+            self._base.execute("BEGIN IMMEDIATE")
+            for table in tables:
+                self._base.execute(f"DELETE FROM {table} WHERE {where}", values)  # noqa: S608 - constants
+            self._base.execute("DELETE FROM series WHERE name NOT IN (SELECT name FROM conversations)")
+            number = self._base.execute(
+                "INSERT INTO resets (tenant, session, at) VALUES (?, ?, ?)", (tenant, session, self._clock())
+            ).lastrowid
+            assert number is not None
+            self._base.execute("DELETE FROM resets WHERE number <= ?", (number - RESETS,))
+        return number
+
+    def resets_since(self, number: int) -> tuple[list[Reset], int]:
+        """The resets after number `number`, oldest first, and the number to ask with next time."""
+        with self._lock:
+            rows = self._base.execute(
+                "SELECT number, tenant, session FROM resets WHERE number > ? ORDER BY number", (number,)
+            ).fetchall()
+        if rows and rows[0]["number"] > number + 1:  # some are not kept any more
+            return [Reset(None, None)], rows[-1]["number"]
+        return [Reset(row["tenant"], row["session"]) for row in rows], rows[-1]["number"] if rows else number
+
+    def last_reset(self) -> int:
+        """The number of the last reset, 0 if there was none."""
+        with self._lock:
+            return int(self._base.execute("SELECT coalesce(max(number), 0) FROM resets").fetchone()[0])
+
+    def _after_resets(self, entries: Iterable[Entry]) -> list[Entry]:
+        """The entries less those from before a reset that another process made meanwhile."""
+        resets = self._base.execute("SELECT * FROM resets WHERE number > ?", (self._applied,)).fetchall()
+        if not resets:
+            return list(entries)
+        self._applied = max(reset["number"] for reset in resets)
+        return [entry for entry in entries if not any(_covers(reset, entry) for reset in resets)]
+
+    def _prepared(self, one: Prepared) -> None:
+        sums = (1, one.tokens_before, one.tokens_after, one.cost_plain, one.cost_sent)
+        self._base.execute(
+            "INSERT INTO conversations (name, tenant, session, model, used, requests, tokens_before, tokens_after,"  # noqa: S608 - constants
+            " cost_plain, cost_sent, symbols, reasons) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT DO UPDATE SET model = excluded.model, used = max(used, excluded.used),"
+            " symbols = excluded.symbols, reasons = excluded.reasons, " + _added(_SUMS),
+            (one.name, one.tenant, one.session, one.model, one.at, *sums, one.symbols, json.dumps(dict(one.reasons))),
+        )
+        self._base.execute(
+            f"INSERT INTO models (tenant, model, {', '.join(_SUMS)}) VALUES (?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants
+            f" ON CONFLICT DO UPDATE SET {_added(_SUMS)}",
+            (one.tenant, one.model, *sums),
+        )
+        (number,) = self._base.execute("SELECT requests FROM conversations WHERE name = ?", (one.name,)).fetchone()
+        self._base.execute(
+            "INSERT OR REPLACE INTO series VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (one.name, number, one.at, one.tokens_before, one.tokens_after, one.overhead_tokens, one.symbols),
+        )
+        self._base.execute("DELETE FROM series WHERE name = ? AND number <= ?", (one.name, number - SERIES))
+
+    def _replied(self, one: Replied) -> None:
+        told = (1, int(one.partial), one.input_tokens, one.cached_tokens, one.written_tokens, one.output_tokens)
+        changes = ", ".join(f"{column} = {column} + ?" for column in _BILLED)
+        self._base.execute(f"UPDATE conversations SET {changes} WHERE name = ?", (*told, one.name))  # noqa: S608 - constants
+        self._base.execute(
+            f"UPDATE models SET {changes} WHERE tenant = ? AND model = ?",  # noqa: S608 - as above
+            (*told, one.tenant, one.model),
+        )
+
+    def _clean_up(self) -> None:
+        """Drop conversations that are too old or too many."""
+        count, idle = self._limits
+        dropped = self._base.execute("DELETE FROM conversations WHERE used < ?", (self._clock() - idle,)).rowcount
+        (kept,) = self._base.execute("SELECT count(*) FROM conversations").fetchone()
+        if kept > count:
+            dropped += self._base.execute(
+                "DELETE FROM conversations WHERE name IN (SELECT name FROM conversations ORDER BY used LIMIT ?)",
+                (kept - count,),
+            ).rowcount
+        if dropped:
+            self._base.execute("DELETE FROM series WHERE name NOT IN (SELECT name FROM conversations)")
+
+    def _series(self, name: bytes) -> list[Mapping[str, Any]]:
+        return self._rows("SELECT * FROM series WHERE name = ? ORDER BY number", (name,))
+
+    def _rows(self, query: str, values: tuple[Any, ...]) -> list[Mapping[str, Any]]:
+        return [dict(row) for row in self._base.execute(query, values)]
+
+
+def _added(columns: Iterable[str]) -> str:
+    return ", ".join(f"{column} = {column} + excluded.{column}" for column in columns)
+
+
+def _covers(reset: sqlite3.Row, entry: Entry) -> bool:
+    """Whether a reset was about what an entry tells, and came after it."""
+    if entry.at >= reset["at"] or reset["tenant"] not in {None, entry.tenant}:
+        return False
+    return reset["session"] is None or (isinstance(entry, Prepared) and entry.session == reset["session"])

@@ -1,0 +1,310 @@
+"""`/v1/compression/...` on LiteLLM's proxy: statistics, reset, sessions. With the proxy's own authentication.
+
+A key sees and resets what is its own; the master key and other admins, all of it. LiteLLM lets keys that are no admin's
+call only routes that it knows; ours are added to those that check for themselves who may see what. A key whose
+`allowed_routes` leave them out is refused by LiteLLM, as it should be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+from collections import Counter
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, Depends, HTTPException
+from litellm.proxy._types import LiteLLMRoutes, LitellmUserRoles, UserAPIKeyAuth
+from litellm.proxy.auth.user_api_key_auth import user_api_key_auth
+
+from krunch_litellm import telemetry
+from krunch_litellm.figures import Reset
+from krunch_litellm.identity import is_session, tenant_of
+from krunch_plugins import Krunch, KrunchError, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from krunch_litellm.figures import Summary
+
+log = logging.getLogger("krunch")
+
+PREFIX = "/v1/compression"
+ROUTES = (f"{PREFIX}/stats", f"{PREFIX}/reset", f"{PREFIX}/sessions/*")
+
+_SESSIONS, _SERIES = 100, 20
+"""Sessions that the statistics list, the last used first, and requests of each; one session's own page has more."""
+_STEADY = 0.01
+"""Net efficiencies that differ by no more are a stable trend; the monitor of `krunch_plugins` has the same bound."""
+
+Caller = Annotated[UserAPIKeyAuth, Depends(user_api_key_auth)]
+
+
+def add_to_proxy(krunch: Callable[[], Krunch]) -> None:
+    """Add the routes to LiteLLM's proxy in this process, and load what its first request would wait for.
+
+    Once; a second call does nothing.
+
+    Args:
+        krunch: returns who serves the requests.
+    """
+    from litellm.proxy.proxy_server import app
+
+    if any(getattr(route, "path", None) == ROUTES[0] for route in app.routes):
+        return
+    app.include_router(_router(krunch))
+    managed = LiteLLMRoutes.self_managed_routes.value
+    managed.extend(route for route in ROUTES if route not in managed)
+    threading.Thread(target=_warm_up, name="krunch-warm-up", daemon=True).start()
+
+
+def _warm_up() -> None:
+    """Load the tokenizer, which takes most of a second: while the proxy starts, not while its clients wait."""
+    with Krunch(Settings()) as krunch:
+        krunch.prepare([{"role": "user", "content": "Hello."}], model="gpt-4o")
+
+
+def _router(krunch: Callable[[], Krunch]) -> APIRouter:
+    router = APIRouter(prefix=PREFIX, tags=["compression"])
+
+    @router.get("/stats")
+    async def stats(caller: Caller) -> dict[str, Any]:
+        """What was compressed, by all workers: the caller's own, or with the master key everybody's."""
+        return await asyncio.to_thread(_stats, krunch(), _whose(caller))
+
+    @router.post("/reset")
+    async def reset(caller: Caller) -> dict[str, Any]:
+        """Forget statistics and what was sent before, in all workers. What is sent does not change."""
+        await asyncio.to_thread(_reset, krunch(), _whose(caller))
+        return {"message": "Conversation compression state reset successfully", "timestamp": _now()}
+
+    @router.get("/sessions/{session:path}")
+    async def session(session: str, caller: Caller, tenant: str | None = None) -> dict[str, Any]:
+        """One session: its figures, its trend, what its symbols stand for. `tenant` is for admins only."""
+        return await asyncio.to_thread(_session, krunch(), session, _owner(caller, tenant))
+
+    @router.delete("/sessions/{session:path}")
+    async def forget(session: str, caller: Caller, tenant: str | None = None) -> dict[str, Any]:
+        """Forget a session: history, statistics, what was sent before, in all workers."""
+        return await asyncio.to_thread(_forget, krunch(), session, _owner(caller, tenant))
+
+    return router
+
+
+def _whose(caller: UserAPIKeyAuth) -> str | None:
+    """The tenant that a caller may see; None for all of them."""
+    return None if caller.user_role == LitellmUserRoles.PROXY_ADMIN else tenant_of(caller)
+
+
+def _owner(caller: UserAPIKeyAuth, asked: str | None) -> str | None:
+    """Whose session is meant: the caller's own, or for admins the one that they ask for, or None: to be found out."""
+    own = _whose(caller)
+    if own is not None and asked not in {None, own}:
+        raise HTTPException(403, "only an admin may name a tenant; a key has its own sessions")
+    return asked if own is None else own
+
+
+def _stats(krunch: Krunch, tenant: str | None) -> dict[str, Any]:
+    shared = telemetry.workers(krunch)
+    telemetry.heed(krunch)
+    shared.flush()
+    summary = shared.figures.summary(tenant, series=_SESSIONS)
+    conversations = summary.conversations
+    settings = krunch.settings
+    return {
+        "conversation_compression": {
+            "enabled": settings.mode == "on",
+            "stats": {
+                "active_conversations": len(conversations),
+                "total_turns_processed": summary.requests,
+                "symbols_in_use": _sum(conversations, "symbols"),
+                "avg_turns_per_conversation": _sum(conversations, "requests") / max(len(conversations), 1),
+                "memory_usage_kb": round(summary.memory_kb, 1) if tenant is None else _memory_of(krunch, tenant),
+            },
+            "config": settings.efficiency.model_dump(),
+        },
+        "timestamp": _now(),
+        "krunch": {
+            "mode": settings.mode,
+            "workers": summary.workers,
+            "totals": _totals(summary.models),
+            "models": _by_model(summary.models),
+            "sessions": [
+                _conversation(one, summary.series[one["name"]][-_SERIES:]) for one in conversations[:_SESSIONS]
+            ],
+            "reasons": _reasons(conversations),
+            "errors": _errors(summary),
+        },
+    }
+
+
+def _memory_of(krunch: Krunch, tenant: str) -> float:
+    """KiB that this worker holds for one tenant; the memo, which tenants share, is not counted."""
+    return round(krunch.stats(tenant=tenant).memory_usage_kb, 1)
+
+
+def _reset(krunch: Krunch, tenant: str | None) -> None:
+    telemetry.workers(krunch).reset(tenant)
+    telemetry.forget(Reset(tenant, None))
+
+
+def _session(krunch: Krunch, session: str, tenant: str | None) -> dict[str, Any]:
+    owner = _find(krunch, session, tenant)
+    shared = telemetry.workers(krunch)
+    counted = shared.figures.sessions(session, owner)
+    stored = None if krunch.store is None else krunch.store.info(session, owner)
+    figures, series = counted[0] if counted else ({}, [])
+    window = krunch.settings.efficiency.efficiency_trend_window
+    return {
+        "session": session,
+        "tenant": owner,
+        "turns": stored.turns if stored else figures.get("requests", 0),
+        "recorded": stored is not None,
+        "efficiency": {
+            "trend": _trend([_net(one) for one in series[-window:]]),
+            "net_efficiency": _net(series[-1]) if series else 0.0,
+        },
+        "legend": _legend(krunch, session, owner, str(figures.get("model", ""))),
+        **(_conversation(figures, series) if counted else {}),
+        "timestamp": _now(),
+    }
+
+
+def _forget(krunch: Krunch, session: str, tenant: str | None) -> dict[str, Any]:
+    owner = _find(krunch, session, tenant)
+    try:
+        history = telemetry.forget_everywhere(krunch, owner, session)
+    except KrunchError as error:
+        log.warning("a session could not be forgotten: %s", type(error).__name__)
+        raise HTTPException(503, f"the history could not be removed ({type(error).__name__}); ask again") from error
+    return {"message": "Session forgotten", "session": session, "history_removed": history, "timestamp": _now()}
+
+
+def _find(krunch: Krunch, session: str, tenant: str | None) -> str:
+    """The tenant of a session that is known.
+
+    Raises:
+        HTTPException: 404, there is none; 409, several tenants have one of that name and none was named.
+    """
+    if not is_session(session):
+        raise HTTPException(404, "no such session")
+    shared = telemetry.workers(krunch)
+    telemetry.heed(krunch)
+    shared.flush()
+    owners = {str(row["tenant"]) for row, _ in shared.figures.sessions(session, tenant)}
+    if krunch.store is not None:
+        asked = [tenant] if tenant is not None else [one for one in krunch.store.tenants() if one is not None]
+        owners |= {one for one in asked if krunch.store.info(session, one) is not None}
+    if not owners:
+        raise HTTPException(404, "no such session")
+    if len(owners) > 1:
+        raise HTTPException(
+            409, {"message": "several tenants have it; name one with ?tenant=", "tenants": sorted(owners)}
+        )
+    return owners.pop()
+
+
+def _legend(krunch: Krunch, session: str, tenant: str, model: str) -> dict[str, str] | None:
+    """What the session's symbols stand for; None if no worker that could tell is asked and nothing is recorded."""
+    known = telemetry.legend(tenant, session)
+    if known is not None:
+        return dict(known)
+    if krunch.store is None or not model:
+        return None
+    # Another worker has sent it. What it defined follows from the history, which is here.
+    turns = krunch.store.turns(session, tenant=tenant)
+    with Krunch(krunch.settings.model_copy(update={"home": None, "mode": "on"})) as reader:
+        exchange = reader.prepare([turn.message for turn in turns], model=model, session=session, tenant=tenant)
+        return dict(exchange.symbols)
+
+
+def _totals(models: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    rows = list(models)
+    before, after = _sum(rows, "tokens_before"), _sum(rows, "tokens_after")
+    plain, sent = _sum(rows, "cost_plain"), _sum(rows, "cost_sent")
+    read, asked = _sum(rows, "cached_tokens"), _sum(rows, "input_tokens")
+    return {
+        "requests": _sum(rows, "requests"),
+        "replies": _sum(rows, "replies"),
+        "broken_replies": _sum(rows, "partial"),
+        "tokens_before": before,
+        "tokens_after": after,
+        "tokens_saved": before - after,
+        "net_efficiency": (before - after) / before if before else 0.0,
+        "cost_plain": plain,
+        "cost_sent": sent,
+        "cost_saved": plain - sent,
+        "provider": {
+            "input_tokens": asked,
+            "cached_tokens": read,
+            "cache_hit_rate": read / asked if asked else 0.0,
+            "written_tokens": _sum(rows, "written_tokens"),
+            "output_tokens": _sum(rows, "output_tokens"),
+        },
+    }
+
+
+def _by_model(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    grouped: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        grouped.setdefault(row["model"], []).append(row)
+    return {model: _totals(same) for model, same in grouped.items()}
+
+
+def _conversation(row: Mapping[str, Any], series: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    used = datetime.fromtimestamp(row["used"], tz=UTC).isoformat()
+    figures = {"session": row["session"], "tenant": row["tenant"], "model": row["model"], "last_used": used}
+    return {
+        **figures,
+        **_totals([row]),
+        "symbols": row["symbols"],
+        "reasons": json.loads(row["reasons"]),
+        "series": [
+            {
+                "request": one["number"],
+                "tokens_before": one["tokens_before"],
+                "tokens_after": one["tokens_after"],
+                "overhead_tokens": one["overhead_tokens"],
+                "net_efficiency": _net(one),
+                "symbols": one["symbols"],
+            }
+            for one in series
+        ],
+    }
+
+
+def _reasons(conversations: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for one in conversations:
+        total.update(json.loads(one["reasons"]))
+    return dict(total)
+
+
+def _errors(summary: Summary) -> list[dict[str, Any]]:
+    counts: Counter[tuple[str, str]] = Counter()
+    for one in summary.problems:
+        counts[one["place"], one["error"]] += one["count"]
+    return [{"place": place, "error": error, "count": count} for (place, error), count in sorted(counts.items())]
+
+
+def _net(one: Mapping[str, Any]) -> float:
+    before = one["tokens_before"]
+    return float((before - one["tokens_after"]) / before) if before else 0.0
+
+
+def _trend(efficiencies: Sequence[float]) -> str:
+    """Which way the net efficiency went over the last window."""
+    change = efficiencies[-1] - efficiencies[0] if efficiencies else 0.0
+    if abs(change) <= _STEADY:
+        return "stable"
+    return "improving" if change > 0 else "declining"
+
+
+def _sum(rows: Iterable[Mapping[str, Any]], column: str) -> Any:  # noqa: ANN401 - int or float, as the column is
+    return sum(row[column] for row in rows)
+
+
+def _now() -> str:
+    return datetime.now(tz=UTC).isoformat()

@@ -1,0 +1,198 @@
+"""Anthropic's messages, streamed: server-sent events, each content block a text of its own."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from krunch_litellm import telemetry
+from krunch_litellm.wire.blocks import to_chat
+from krunch_litellm.wire.fields import as_usage
+from krunch_litellm.wire.reasoning import ReasoningText
+from krunch_litellm.wire.sse import EventReader, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from krunch_plugins import Exchange
+    from krunch_plugins.exchange import TextExpander, TextWindow
+
+    Data = dict[str, Any]
+
+_FIELDS = {"text_delta": "text", "input_json_delta": "partial_json", "thinking_delta": "thinking"}
+"""The field of a delta that the model wrote, by the delta's type."""
+
+_ENDS = frozenset({"message_delta", "message_stop", "error"})
+"""Events before which everything must have gone out."""
+
+
+class MessagesStream:
+    """Expands a streamed reply: bytes or strings of server-sent events, or events that are parsed already.
+
+    What is held back of a block goes out as one more delta, right before the event that ends the block. An event that
+    does not change is handed on in the very bytes that it came in.
+
+    Args:
+        exchange: the request.
+    """
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.usage: Mapping[str, Any] | None = None
+        self.reply: Any = None
+        self._exchange = exchange
+        self._texts = exchange.texts()
+        self._events = EventReader()
+        self._blocks: dict[int, _Block] = {}
+        self._encode: Callable[[Data], Any] = encode
+
+    def feed(self, item: Any) -> list[Any]:  # noqa: ANN401 - bytes, a string or a dict
+        """Take one item; give back what is to be handed on."""
+        if isinstance(item, dict):
+            self._encode = dict
+            changed = self._take(item)
+            return [item] if changed is None else changed
+        if not isinstance(item, (bytes, str)):
+            return [item]
+        if isinstance(item, str):
+            self._encode = _encode_text
+        out = b""
+        for event in self._events.feed(item.encode() if isinstance(item, str) else item):
+            changed = None if event.data is None else self._take(event.data)
+            out += event.raw if changed is None else b"".join(encode(data) for data in changed)
+        return [out.decode() if isinstance(item, str) else out] if out else []
+
+    async def end(self, *, partial: bool) -> list[Any]:
+        """What was held back; the hooks run."""
+        rest: list[Any] = []
+        with telemetry.counted("end"):
+            rest = [self._encode(data) for data in self._flush()]
+        raw = self._events.rest()
+        if raw:
+            rest.append(raw.decode(errors="replace") if self._encode is _encode_text else raw)
+        with telemetry.counted("end"):
+            blocks = [block.whole() for _, block in sorted(self._blocks.items())]
+            if blocks:
+                await self._texts.aend(to_chat("assistant", blocks), partial=partial)
+        return rest
+
+    def _take(self, data: Data) -> list[Data] | None:
+        """What goes out instead of an event; None if that is the event itself, as it came."""
+        try:
+            return self._event(data)
+        except Exception as error:  # noqa: BLE001 - whatever a provider sends, the stream goes on
+            telemetry.failed("stream", error)
+            return None
+
+    def _event(self, data: Data) -> list[Data] | None:
+        kind, index = data.get("type"), data.get("index")
+        if kind == "message_start":
+            self._note_usage((data.get("message") or {}).get("usage"))
+        elif kind == "content_block_start" and isinstance(index, int) and isinstance(data.get("content_block"), dict):
+            block = self._blocks[index] = _Block(
+                data["content_block"], self._texts, json_text=self._exchange.json_reply
+            )
+            return [{**data, "content_block": block.opening}] if block.opening != data["content_block"] else None
+        elif kind == "content_block_delta" and index in self._blocks and isinstance(data.get("delta"), dict):
+            return self._delta(data, self._blocks[index])
+        elif kind == "content_block_stop" and index in self._blocks:
+            return _before(self._blocks[index].end(index), data)
+        elif kind in _ENDS:
+            self._note_usage(data.get("usage"))
+            return _before(self._flush(), data)
+        return None
+
+    def _delta(self, data: Data, block: _Block) -> list[Data] | None:
+        delta = data["delta"]
+        if delta.get("type") == "signature_delta" and delta.get("signature"):
+            return _before(block.sign(data["index"], delta["signature"]), data)
+        field = _FIELDS.get(delta.get("type"))
+        if field is None or not isinstance(delta.get(field), str):
+            block.note(delta)
+            return None
+        out = block.feed(delta["type"], delta[field])
+        return None if out == delta[field] else [{**data, "delta": {**delta, field: out}}]
+
+    def _flush(self) -> list[Data]:
+        return [data for index, block in sorted(self._blocks.items()) for data in block.end(index)]
+
+    def _note_usage(self, usage: Any) -> None:  # noqa: ANN401 - whatever JSON holds
+        counted = as_usage(usage)
+        if counted:
+            self.usage = {**(self.usage or {}), **counted}
+
+
+class _Block:
+    """One content block on its way out.
+
+    Attributes:
+        opening: what the event that begins the block says of it, expanded.
+    """
+
+    def __init__(self, given: Data, texts: TextExpander, *, json_text: bool) -> None:
+        self._kind = given.get("type")
+        self._out: list[str] = []
+        self._signature: str | None = given.get("signature") or None
+        self._citations: list[Any] = []
+        self._delta_type = ""
+        window = texts.open(json_text=self._kind not in {"text", "thinking"} or (json_text and self._kind == "text"))
+        self._window: TextWindow | ReasoningText = ReasoningText(window) if self._kind == "thinking" else window
+        self.opening = given
+        field = {"text": "text", "thinking": "thinking"}.get(str(self._kind))
+        if field and given.get(field):
+            self.opening = {**given, field: self.feed(f"{field}_delta", given[field])}
+
+    def feed(self, delta_type: str, text: str) -> str:
+        """Take more of the block's text; give back what goes out now."""
+        self._delta_type = delta_type
+        return self._said(self._window.feed(text))
+
+    def sign(self, index: int, signature: str) -> list[Data]:
+        """The block is signed: what was held back goes out as it came."""
+        self._signature = (self._signature or "") + signature
+        return self.end(index)
+
+    def note(self, delta: Data) -> None:
+        """Take a delta that is handed on as it is."""
+        if "citation" in delta:
+            self._citations.append(delta["citation"])
+
+    def end(self, index: int) -> list[Data]:
+        """The block is at its end: a delta with what was held back, if anything was."""
+        if isinstance(self._window, ReasoningText):
+            rest = self._window.end(signed=self._signature is not None)
+        else:
+            rest = self._window.end()
+        if not rest:
+            return []
+        delta = {"type": self._delta_type, _FIELDS[self._delta_type]: self._said(rest)}
+        return [{"type": "content_block_delta", "index": index, "delta": delta}]
+
+    def whole(self) -> Data:
+        """The block as the client has it."""
+        text = "".join(self._out)
+        if self._kind == "text":
+            return {**self.opening, "text": text, **({"citations": self._citations} if self._citations else {})}
+        if self._kind == "thinking":
+            return {**self.opening, "thinking": text, "signature": self._signature or ""}
+        return {**self.opening, "input": _parsed(text)} if text else self.opening
+
+    def _said(self, text: str) -> str:
+        self._out.append(text)
+        return text
+
+
+def _before(held: list[Data], data: Data) -> list[Data] | None:
+    """An event with what must go out before it; None if that is nothing."""
+    return [*held, data] if held else None
+
+
+def _parsed(text: str) -> Any:  # noqa: ANN401 - whatever JSON holds
+    """A tool call's input; its text where that is no JSON, because the stream was broken off."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _encode_text(data: Data) -> str:
+    return encode(data).decode()

@@ -1,0 +1,243 @@
+"""What the workers of one proxy share: where it lies, who writes it when, and how a reset reaches all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import socket
+import sqlite3
+import stat
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from krunch_litellm.figures import Figures
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from krunch_litellm.figures import Entry, Reset
+    from krunch_plugins import Krunch
+
+log = logging.getLogger("krunch")
+
+DELAY = 0.05
+"""Seconds for which entries are gathered before they are written: other workers' figures are at most so old."""
+MEMORY_EVERY = 10.0
+"""Seconds after which a worker that has something to write tells anew what it holds in memory."""
+LINGER = 5.0
+"""Seconds for which the thread that writes waits for more: one for each request would cost as much as all the rest."""
+PENDING = 100_000
+"""Entries that are held while the database cannot be written; the oldest go first."""
+_SIGNAL = "resets"
+_PREFIX = "krunch-proxy-"
+
+
+def directory(krunch: Krunch) -> Path | None:
+    """Where workers meet: in the store's directory if there is one, else one of their own if there are several.
+
+    The workers of a proxy are children of one process, which is what the second kind is known by.
+
+    Returns:
+        The directory, made and private; None for a single worker without a store.
+
+    Raises:
+        OSError: it cannot be made, or is somebody else's.
+    """
+    store = krunch.store.directory if krunch.store is not None else None
+    if store is not None:
+        return _private(store / "proxy")
+    try:
+        workers = int(os.environ.get("NUM_WORKERS", "1"))  # which LiteLLM sets before it starts them
+    except ValueError:
+        workers = 1
+    return _private(temporary(os.getppid())) if workers > 1 else None
+
+
+def temporary(parent: int) -> Path:
+    """The directory of the workers that are children of process `parent`."""
+    return Path(tempfile.gettempdir()) / f"{_PREFIX}{_user()}-{parent}-{_started(parent)}"
+
+
+def remove_stale() -> None:
+    """Remove the temporary directories of proxies that are no more. What cannot be removed stays."""
+    with contextlib.suppress(OSError):
+        for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}{_user()}-*"):
+            parent, _, started = path.name.removeprefix(f"{_PREFIX}{_user()}-").partition("-")
+            if parent.isdigit() and (not _lives(int(parent)) or _started(int(parent)) != started):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+class Workers:
+    """This worker's way to what all of them share.
+
+    Entries are written by a thread, which lives as long as there is something to write: a request never waits for the
+    disk. If the database cannot be used, this worker counts for itself, and says so once.
+
+    Args:
+        krunch: where its store is, and how many conversations are kept for how long.
+        memory_kb: what this worker holds in memory now, KiB.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(self, krunch: Krunch, memory_kb: Callable[[], float], clock: Callable[[], float] = time.time) -> None:
+        self._memory_kb, self._clock = memory_kb, clock
+        limits = krunch.settings.efficiency
+        self._name = f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
+        self.directory: Path | None = None
+        try:
+            remove_stale()
+            self.directory = directory(krunch)
+            self.figures = _open(self.directory, limits.max_conversations, limits.cleanup_interval, clock)
+        except (OSError, sqlite3.Error) as error:
+            log.warning("workers cannot share their figures (%s); each counts for itself", type(error).__name__)
+            self.directory = None
+            self.figures = _open(None, limits.max_conversations, limits.cleanup_interval, clock)
+        self._pending: list[Entry] = []
+        self._condition = threading.Condition()
+        self._writing = self._busy = False
+        self._told = 0.0
+        self._heard = self.figures.last_reset()
+        self._signal = self._look()
+
+    def note(self, entry: Entry) -> None:
+        """Take in what happened; it is written soon."""
+        with self._condition:
+            self._pending.append(entry)
+            if self._writing:
+                self._condition.notify_all()
+            else:
+                self._writing = True
+                threading.Thread(target=self._write, name="krunch-figures", daemon=True).start()
+
+    def flush(self) -> None:
+        """Write what was noted before this call; what is in another thread's hands is waited for, a second at most."""
+        with self._condition:
+            self._condition.wait_for(lambda: not self._pending and not self._busy, timeout=1.0)
+        self._tell()
+
+    def heed(self) -> list[Reset]:
+        """Resets since the last call, by any worker. Costs one look at a file; called before each request."""
+        signal = self._look()
+        if signal == self._signal:
+            return []
+        self._signal = signal
+        try:
+            resets, self._heard = self.figures.resets_since(self._heard)
+        except sqlite3.Error as error:
+            log.warning("a reset could not be read (%s)", type(error).__name__)
+            return []
+        return resets
+
+    def reset(self, tenant: str | None, session: str | None = None) -> None:
+        """Forget what all workers have counted, and have each of them forget what it holds before its next request.
+
+        Raises:
+            sqlite3.Error, OSError: it could not be written.
+        """
+        self.flush()
+        self.figures.reset(tenant, session)
+        if self.directory is not None:
+            (self.directory / _SIGNAL).write_text(str(time.time_ns()), encoding="ascii")
+        self._heard, self._signal = self.figures.last_reset(), self._look()
+
+    def close(self) -> None:
+        """Write what is left and let go. Safe to call twice."""
+        with contextlib.suppress(sqlite3.Error):
+            self.flush()
+        self.figures.close()
+
+    def _write(self) -> None:
+        """Write what is noted, until nothing more has come for a while."""
+        while True:
+            with self._condition:
+                if not self._condition.wait_for(lambda: self._pending, timeout=LINGER):
+                    self._writing = False
+                    return
+            time.sleep(DELAY)
+            with self._condition:
+                entries, self._pending = self._pending, []
+                self._busy = True
+            try:
+                self.figures.add(entries)
+                if self._clock() - self._told > MEMORY_EVERY:
+                    self._tell()
+            except sqlite3.Error as error:
+                log.warning("figures could not be written (%s); they are kept for later", type(error).__name__)
+                self._done(entries)
+                return
+            self._done()
+
+    def _done(self, failed: Sequence[Entry] = ()) -> None:
+        """The writer has written; or it has not, keeps what it had and ends: the next entry tries again."""
+        with self._condition:
+            if failed:
+                self._pending = [*failed, *self._pending][-PENDING:]
+                self._writing = False
+            self._busy = False
+            self._condition.notify_all()
+
+    def _tell(self) -> None:
+        self._told = self._clock()
+        self.figures.seen(self._name, self._memory_kb())
+        self.figures.gone(_is_alive)
+
+    def _look(self) -> tuple[int, int]:
+        if self.directory is None:
+            return (0, 0)
+        try:
+            seen = (self.directory / _SIGNAL).stat()
+        except OSError:
+            return (0, 0)
+        return (seen.st_mtime_ns, seen.st_ino)
+
+
+def _open(path: Path | None, conversations: int, idle: float, clock: Callable[[], float]) -> Figures:
+    return Figures(path, max_conversations=conversations, max_idle=idle, clock=clock)
+
+
+def _private(path: Path) -> Path:
+    """Make a directory that only its owner can read; one that is there must be ours and as private."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise NotADirectoryError(f"{path} is in the way of the workers' directory; remove it")
+    if os.name == "posix" and (found.st_uid != os.getuid() or found.st_mode & 0o077):
+        raise PermissionError(f"{path} belongs to or is open to others; remove it")
+    return path
+
+
+def _user() -> str:
+    return str(os.getuid()) if os.name == "posix" else "user"
+
+
+def _started(process: int) -> str:
+    """When a process was started, in the words of its system, to tell a number that is used again; "" if unknown."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _lives(process: int) -> bool:
+    if os.name != "posix":
+        return True  # there, os.kill() would stop it
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's, or a system that cannot tell
+        return True
+    return True
+
+
+def _is_alive(worker: str) -> bool:
+    """Whether a worker lives, as far as it can be told from here."""
+    host, process, started = worker.rsplit(":", 2)
+    return host != socket.gethostname() or (_lives(int(process)) and _started(int(process)) == started)

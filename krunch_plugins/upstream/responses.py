@@ -1,0 +1,148 @@
+"""OpenAI's responses."""
+
+from __future__ import annotations
+
+from itertools import count, cycle
+from typing import TYPE_CHECKING, Any
+
+from krunch_plugins.upstream.answers import count_tokens, split, text_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from krunch_plugins.upstream.answers import Answer
+
+
+def whole(body: Mapping[str, Any], answers: Sequence[Answer], number: int) -> dict[str, Any]:
+    """A plain reply."""
+    reply = {**_envelope(body, number), "status": "completed", "output": _items(answers[0], number)}
+    return {**reply, "usage": _usage(body, answers)}
+
+
+def events(body: Mapping[str, Any], answers: Sequence[Answer], number: int) -> Iterator[dict[str, Any]]:
+    """The events of a streamed reply."""
+    numbers = count()
+    begun = {**_envelope(body, number), "status": "in_progress", "output": []}
+    yield {"type": "response.created", "response": begun, "sequence_number": next(numbers)}
+    yield {"type": "response.in_progress", "response": begun, "sequence_number": next(numbers)}
+    sizes = cycle(answers[0].pieces)
+    for index, item in enumerate(_items(answers[0], number)):
+        for event in _item_events(item, index, sizes):
+            yield {**event, "sequence_number": next(numbers)}
+    yield {"type": "response.completed", "response": whole(body, answers, number), "sequence_number": next(numbers)}
+
+
+def error(message: str) -> dict[str, Any]:
+    """The event that tells of an error."""
+    return {"type": "error", "code": "server_error", "message": message, "param": None, "sequence_number": 0}
+
+
+def _envelope(body: Mapping[str, Any], number: int) -> dict[str, Any]:
+    return {
+        "id": f"resp_{number}",
+        "object": "response",
+        "created_at": 1_700_000_000 + number,
+        "model": body.get("model", ""),
+        "error": None,
+        "incomplete_details": None,
+        "instructions": body.get("instructions"),
+        "metadata": {},
+        "parallel_tool_calls": True,
+        "previous_response_id": body.get("previous_response_id"),
+        "temperature": 1.0,
+        "text": body.get("text") or {"format": {"type": "text"}},
+        "tool_choice": "auto",
+        "tools": [],
+        "top_p": 1.0,
+    }
+
+
+def _items(answer: Answer, number: int) -> list[dict[str, Any]]:
+    """The output of a reply."""
+    items: list[dict[str, Any]] = [dict(item) for item in answer.before]
+    parts: list[dict[str, Any]] = []
+    if answer.text is not None:
+        parts.append({"type": "output_text", "text": answer.text, "annotations": list(answer.annotations)})
+    if answer.refusal is not None:
+        parts.append({"type": "refusal", "refusal": answer.refusal})
+    if parts:
+        items.append(
+            {"id": f"msg_{number}", "type": "message", "role": "assistant", "status": "completed", "content": parts}
+        )
+    for call in answer.tool_calls:
+        kind, key = ("custom_tool_call", "input") if call.type == "custom" else ("function_call", "arguments")
+        items.append(
+            {
+                "id": f"fc_{call.id}",
+                "type": kind,
+                "call_id": call.id,
+                "name": call.name,
+                key: call.arguments,
+                "status": "completed",
+            }
+        )
+    return items
+
+
+def _item_events(item: Mapping[str, Any], index: int, sizes: Iterator[int]) -> Iterator[dict[str, Any]]:
+    """One item of the output, without sequence numbers."""
+    place = {"item_id": item["id"], "output_index": index}
+    empty = {"content": [], "summary": [], "arguments": "", "input": "", "status": "in_progress"}
+    begun = {key: empty.get(key, value) for key, value in item.items()}
+    yield {"type": "response.output_item.added", "output_index": index, "item": begun}
+    for position, part in enumerate(item.get("content") or ()):
+        yield from _part_events(part, {**place, "content_index": position}, "content_part", sizes)
+    for position, part in enumerate(item.get("summary") or ()):
+        yield from _part_events(part, {**place, "summary_index": position}, "reasoning_summary_part", sizes)
+    for key, family in (("arguments", "function_call_arguments"), ("input", "custom_tool_call_input")):
+        if key in item:
+            for piece in split(item[key], sizes):
+                yield {"type": f"response.{family}.delta", **place, "delta": piece}
+            yield {"type": f"response.{family}.done", **place, key: item[key]}
+    yield {"type": "response.output_item.done", "output_index": index, "item": dict(item)}
+
+
+_FAMILIES = {
+    "output_text": ("output_text", "text"),
+    "refusal": ("refusal", "refusal"),
+    "summary_text": ("reasoning_summary_text", "text"),
+    "reasoning_text": ("reasoning_text", "text"),
+}
+"""The events that a part's text comes in, and the key that it stands under, by the part's type."""
+
+
+def _part_events(
+    part: Mapping[str, Any], place: Mapping[str, Any], name: str, sizes: Iterator[int]
+) -> Iterator[dict[str, Any]]:
+    """One part of an item."""
+    family, key = _FAMILIES[part["type"]]
+    begun = {**part, key: ""}
+    extra: dict[str, Any] = {}
+    if family == "output_text":
+        begun["annotations"], extra = [], {"logprobs": []}
+    yield {"type": f"response.{name}.added", **place, "part": begun}
+    for piece in split(part[key], sizes):
+        yield {"type": f"response.{family}.delta", **place, "delta": piece, **extra}
+    for position, annotation in enumerate(part.get("annotations") or ()):
+        yield {
+            "type": "response.output_text.annotation.added",
+            **place,
+            "annotation_index": position,
+            "annotation": dict(annotation),
+        }
+    yield {"type": f"response.{family}.done", **place, key: part[key], **extra}
+    yield {"type": f"response.{name}.done", **place, "part": dict(part)}
+
+
+def _usage(body: Mapping[str, Any], answers: Sequence[Answer]) -> dict[str, Any]:
+    given = body.get("input")
+    items = given if isinstance(given, list) else [{"content": given}]
+    texts = [text_of(item.get("content") or item.get("output")) for item in items if isinstance(item, dict)]
+    prompt, reply = count_tokens(body, [text_of(body.get("instructions")), *texts], answers)
+    return {
+        "input_tokens": prompt,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": reply,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": prompt + reply,
+    }

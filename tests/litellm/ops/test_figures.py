@@ -1,0 +1,157 @@
+"""What workers share: nothing is lost or counted twice, resets reach all, and it stays bounded."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sqlite3
+import stat
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from krunch_litellm.figures import SERIES, Failed, Figures, Prepared, Replied, Reset
+from krunch_litellm.workers import Workers
+
+from krunch_plugins import Krunch, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def prepared(tenant: str = "t", session: str | None = "s", at: float = 0.0) -> Prepared:
+    """A request."""
+    name = f"{tenant}/{session}".encode()
+    return Prepared(name, tenant, session, "m", at or time.time(), 100, 60, 10, 0.2, 0.1, 3, {"compressed": 1})
+
+
+def add_many(folder: Path, count: int) -> None:
+    """What one worker does."""
+    figures = Figures(folder)
+    for number in range(count):
+        figures.add([prepared(session=f"s{number % 3}"), Replied(b"t/s0", "t", "m", time.time(), False, 9, 5, 0, 2)])
+    figures.close()
+
+
+@pytest.fixture
+def krunch(tmp_path: Path) -> Iterator[Krunch]:
+    """A Krunch with a store, whose directory the workers share."""
+    with Krunch(Settings(home=tmp_path / "home")) as krunch:
+        yield krunch
+
+
+def test_what_several_processes_add_is_all_there(tmp_path: Path) -> None:
+    """Two processes that count at the same time lose nothing."""
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=add_many, args=(tmp_path, 100)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+    summary = Figures(tmp_path).summary("t")
+    assert summary.requests == 200
+    assert sum(one["requests"] for one in summary.conversations) == 200
+    assert summary.models[0]["cached_tokens"] == 1000
+    assert len(summary.conversations) == 3
+
+
+def test_conversations_and_series_are_bounded(tmp_path: Path) -> None:
+    """The least recently used conversation goes first, old ones go, and a series keeps its last requests."""
+    now = [1_000.0]
+    figures = Figures(tmp_path, max_conversations=5, max_idle=100, clock=lambda: now[0])
+    for number in range(20):
+        figures.add([prepared(session=f"s{number}", at=now[0] + number)])
+    assert [one["session"] for one in figures.summary(None).conversations] == ["s19", "s18", "s17", "s16", "s15"]
+
+    figures.add([prepared(session="s19", at=now[0] + 30) for _ in range(SERIES + 20)])
+    ((_, series),) = figures.sessions("s19", "t")
+    assert [series[0]["number"], series[-1]["number"], len(series)] == [22, SERIES + 21, SERIES]
+
+    now[0] += 1_000
+    assert figures.summary(None).conversations == []
+    assert figures.summary(None).requests == 140
+
+
+def test_a_reset_takes_its_own_and_what_came_before_it(tmp_path: Path) -> None:
+    """A reset of a tenant or a session leaves others, and drops what another worker had not written yet."""
+    mine, other = Figures(tmp_path), Figures(tmp_path)
+    before = time.time()
+    mine.add([prepared(), prepared(session="s2"), prepared("t2"), Failed("t", before, "prepare", "ValueError")])
+
+    mine.reset("t", "s2")
+    assert mine.sessions("s2", "t") == []
+    assert len(mine.sessions("s", "t")) == 1
+    mine.reset("t")
+    other.add([prepared(at=before), prepared("t2", at=before), prepared(session="s9", at=time.time() + 1)])
+
+    assert [one["session"] for one in other.summary("t").conversations] == ["s9"]
+    assert other.summary("t").problems == []
+    assert other.summary("t2").requests == 2
+    assert other.resets_since(0) == ([Reset("t", "s2"), Reset("t", None)], 2)
+    assert other.summary(None).requests == 3
+
+
+def test_a_reset_is_heard_by_other_workers_once(krunch: Krunch) -> None:
+    """Each worker hears of a reset before its next request, once; the one that made it does not hear of it."""
+    first, second = Workers(krunch, lambda: 1.0), Workers(krunch, lambda: 2.0)
+    first.note(prepared())
+
+    first.reset("t")
+
+    assert second.heed() == [Reset("t", None)]
+    assert [first.heed(), second.heed()] == [[], []]
+    assert second.figures.summary(None).requests == 0
+    second.reset(None)
+    assert first.heed() == [Reset(None, None)]
+    first.close()
+    second.close()
+
+
+def test_the_shared_directory_is_private(krunch: Krunch) -> None:
+    """Only the owner may read what workers share."""
+    workers = Workers(krunch, lambda: 1.0)
+    workers.note(prepared())
+    workers.close()
+
+    assert workers.directory is not None
+    assert workers.directory.parent == krunch.settings.home
+    assert stat.S_IMODE(workers.directory.stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX")
+def test_a_directory_that_others_can_read_is_not_used(krunch: Krunch, caplog: pytest.LogCaptureFixture) -> None:
+    """A directory that is open to others, or no directory, is left alone: the worker counts for itself and says so."""
+    assert krunch.settings.home is not None
+    folder = krunch.settings.home / "proxy"
+    folder.mkdir(mode=0o755)
+    folder.chmod(0o755)
+    workers = Workers(krunch, lambda: 1.0)
+    workers.note(prepared())
+    workers.flush()
+
+    assert workers.directory is None
+    assert workers.figures.summary("t").requests == 1
+    assert list(folder.iterdir()) == []
+    assert "each counts for itself" in caplog.text
+    workers.close()
+
+
+def test_entries_wait_until_the_database_can_be_written(krunch: Krunch) -> None:
+    """What cannot be written now is kept and written later."""
+    workers = Workers(krunch, lambda: 1.0)
+    assert workers.directory is not None
+    database = workers.figures
+    workers.figures = Figures(None)
+    workers.figures.close()  # every write fails now
+    workers.note(prepared())
+    with pytest.raises(sqlite3.Error):
+        workers.flush()
+
+    workers.figures = database
+    workers.note(prepared())
+    workers.flush()
+
+    assert database.summary("t").requests == 2
+    workers.close()

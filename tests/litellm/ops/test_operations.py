@@ -1,0 +1,212 @@
+"""Statistics, reset, sessions and metrics of a proxy with two workers."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from krunch_plugins.upstream import Answer
+
+if TYPE_CHECKING:
+    from krunch_plugins.upstream import Upstream
+    from tests.litellm.ops.conftest import Proxy
+
+STORY = "; ".join(
+    f"Ada{n} says the connection to the database was refused by /srv/warehouse/writer.py" for n in range(12)
+)
+QUESTION = [{"role": "user", "content": STORY}]
+
+
+def counts(proxy: Proxy, key: str) -> tuple[int, int]:
+    """Conversations and requests that a key sees."""
+    stats = proxy.stats(key)["conversation_compression"]["stats"]
+    return stats["active_conversations"], stats["total_turns_processed"]
+
+
+def requests(proxy: Proxy, key: str, count: int, session: str | None = "s1") -> None:
+    """Some requests, over all workers."""
+    for number in range(count):
+        asked = [*QUESTION, {"role": "assistant", "content": "Noted."}, {"role": "user", "content": f"And {number}?"}]
+        assert proxy.chat(key, session=session, messages=asked).status_code == 200
+
+
+def test_without_a_key_nothing_is_told(proxy: Proxy) -> None:
+    """Each of the routes answers 401 without a key, and with one that nobody knows."""
+    for key in (None, "sk-nobody"):
+        with proxy.client(key) as client:
+            answers = [
+                client.get("/v1/compression/stats"),
+                client.post("/v1/compression/reset"),
+                client.get("/v1/compression/sessions/s1"),
+                client.delete("/v1/compression/sessions/s1"),
+            ]
+
+            assert [answer.status_code for answer in answers] == [401] * 4
+
+
+def test_statistics_are_those_of_all_workers(proxy: Proxy) -> None:
+    """Whichever worker served a request and whichever is asked, the figures are the same, under the names promised."""
+    key = "sk-user-stats"
+    requests(proxy, key, 8)
+    proxy.eventually(lambda: counts(proxy, key), (1, 8))
+
+    answers = [proxy.stats(key) for _ in range(6)]
+
+    told = answers[0]
+    assert {str(answer["conversation_compression"]["stats"]) for answer in answers} == {
+        str(told["conversation_compression"]["stats"])
+    }
+    assert set(told) == {"conversation_compression", "timestamp", "krunch"}
+    assert set(told["conversation_compression"]) == {"enabled", "stats", "config"}
+    assert set(told["conversation_compression"]["stats"]) == {
+        "active_conversations",
+        "total_turns_processed",
+        "symbols_in_use",
+        "avg_turns_per_conversation",
+        "memory_usage_kb",
+    }
+    assert told["conversation_compression"]["enabled"] is True
+    assert told["conversation_compression"]["config"]["max_conversations"] == 1000
+    ours = told["krunch"]
+    assert ours["workers"] == 2
+    assert ours["totals"]["tokens_saved"] > 1000
+    assert ours["totals"]["cost_saved"] > 0
+    assert ours["totals"]["replies"] == ours["totals"]["requests"] == 8
+    assert ours["models"]["gpt-4o"]["requests"] == 8
+    assert [one["session"] for one in ours["sessions"]] == ["s1"]
+    assert len(ours["sessions"][0]["series"]) == 8
+    assert ours["reasons"]["compressed"] == 1
+    assert ours["errors"] == []
+
+
+def test_cache_hits_are_told_as_the_provider_reports_them(
+    proxy: Proxy, answers: dict[str, Any], model_server: Upstream
+) -> None:
+    """What the provider says it has read from its cache is in the statistics, whole and streamed."""
+    key = "sk-user-usage"
+    answers["How many?"] = Answer("Many.", cached_tokens=2)
+    for streamed in (False, True):
+        asked = [{"role": "user", "content": "How many?"}]
+        options: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}} if streamed else {}
+        assert proxy.chat(key, messages=asked, **options).status_code == 200
+    proxy.eventually(lambda: proxy.stats(key)["krunch"]["totals"]["replies"], 2)
+
+    assert proxy.stats(key)["krunch"]["totals"]["provider"] == {
+        "input_tokens": 6,
+        "cached_tokens": 4,
+        "cache_hit_rate": 4 / 6,
+        "written_tokens": 0,
+        "output_tokens": 4,
+    }
+
+
+def test_a_key_resets_its_own_and_the_master_key_all(proxy: Proxy) -> None:
+    """A reset reaches all workers, and of a key's only what is its own; what is sent stays the same."""
+    mine, other = "sk-user-reset", "sk-user-other"
+    requests(proxy, mine, 4)
+    requests(proxy, other, 4)
+    proxy.eventually(lambda: (counts(proxy, mine), counts(proxy, other)), ((1, 4), (1, 4)))
+
+    with proxy.client(mine) as client:
+        answer = client.post("/v1/compression/reset").raise_for_status().json()
+
+    assert answer["message"] == "Conversation compression state reset successfully"
+    assert set(answer) == {"message", "timestamp"}
+    assert [counts(proxy, mine) for _ in range(4)] == [(0, 0)] * 4
+    assert counts(proxy, other) == (1, 4)
+
+    before = proxy.chat(other, session="s1", messages=QUESTION)
+    with proxy.client() as client:
+        client.post("/v1/compression/reset").raise_for_status()
+    after = proxy.chat(other, session="s1", messages=QUESTION)
+
+    assert before.headers["x-krunch-tokens-after"] == after.headers["x-krunch-tokens-after"]
+    proxy.eventually(lambda: counts(proxy, other), (1, 1))
+
+
+@pytest.mark.parametrize("session", ["s1", "user:42", "Grüße/日本 語", "../../etc/passwd", "x" * 256, "a?b#c%d"])
+def test_a_session_is_shown_and_forgotten(proxy: Proxy, session: str) -> None:
+    """Any id will do: its turns, its trend and its legend are shown, and gone when it is forgotten, in all workers."""
+    key = "sk-user-session"
+    requests(proxy, key, 6, session)
+    path = "/v1/compression/sessions/" + "".join(f"%{byte:02x}" for byte in session.encode())
+    with proxy.client(key) as client:
+        proxy.eventually(lambda: client.get(path).json().get("turns"), 6)
+        shown = client.get(path).json()
+
+        assert (shown["session"], shown["recorded"], shown["efficiency"]["trend"]) == (session, False, "stable")
+        assert shown["efficiency"]["net_efficiency"] > 0.3
+        assert shown["legend"] is None or any(meaning in STORY for meaning in shown["legend"].values())
+        assert client.delete(path).status_code == 200
+        assert [client.get(path).status_code, client.delete(path).status_code] == [404, 404]
+    assert counts(proxy, key)[0] == 0
+
+
+def test_ids_that_cannot_be_sessions_are_ignored_and_counted(proxy: Proxy) -> None:
+    """A longer id than 256 characters names no session, harms nothing, and is counted."""
+    key = "sk-user-long"
+    answer = proxy.chat(key, session="x" * 257, messages=QUESTION)
+
+    assert answer.status_code == 200
+    assert answer.headers.get("x-krunch-session", "") == ""
+    proxy.eventually(
+        lambda: proxy.stats(key)["krunch"]["errors"], [{"place": "session", "error": "ignored", "count": 1}]
+    )
+    assert proxy.stats(key)["krunch"]["sessions"][0]["session"] is None
+
+
+def test_metrics_are_among_litellms(proxy: Proxy) -> None:
+    """Counters and histograms of all workers stand in LiteLLM's /metrics, without any text of messages."""
+    key = "sk-user-metrics"
+    requests(proxy, key, 4)
+    with proxy.client() as client:
+        metrics = client.get("/metrics/").text
+
+    counted = re.findall(
+        r'^krunch_requests_total\{endpoint="acompletion",model="gpt-4o"\} (\S+)', metrics, re.MULTILINE
+    )
+    assert len(counted) == 1
+    assert float(counted[0]) >= 4
+    assert "krunch_prepare_seconds_bucket{" in metrics
+    assert 'krunch_messages_total{reason="compressed"}' in metrics
+    assert "litellm_" in metrics
+    assert "warehouse" not in metrics
+
+
+def test_no_message_text_is_in_what_workers_share(proxy: Proxy) -> None:
+    """The directory that the workers share is private, and holds figures and ids, no text."""
+    requests(proxy, "sk-user-private", 2)
+    proxy.stats()
+    (shared,) = proxy.log.parent.glob("krunch-proxy-*")
+
+    assert shared.stat().st_mode & 0o077 == 0
+    files = [path for path in shared.iterdir() if path.is_file()]
+    assert files
+    assert all(b"warehouse" not in path.read_bytes() for path in files)
+    assert all(b"sk-user" not in path.read_bytes() for path in files)
+    assert "warehouse" not in proxy.log.read_text(encoding="utf-8")
+
+
+def test_a_worker_that_is_killed_takes_no_figures_with_it(proxy: Proxy) -> None:
+    """When a worker dies, clients are served by the others, and what it has counted stays."""
+    key = "sk-user-killed"
+    requests(proxy, key, 6)
+    proxy.eventually(lambda: counts(proxy, key), (1, 6))
+    killed = proxy.children()[0]
+
+    os.kill(killed, signal.SIGKILL)
+
+    served = 0
+    for _ in range(10):
+        try:
+            served += proxy.chat(key, session="s1", messages=QUESTION).status_code == 200
+        except httpx.TransportError:  # the connection was the dead worker's
+            continue
+    assert served >= 5
+    proxy.eventually(lambda: counts(proxy, key), (1, 6 + served))
+    assert proxy.process.poll() is None

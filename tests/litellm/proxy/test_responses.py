@@ -1,0 +1,272 @@
+"""OpenAI's responses through the proxy: what only they have."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from krunch_plugins import restore
+from krunch_plugins.upstream import Answer, ToolCall
+from tests.litellm.proxy.conftest import expanded, flat, restored, said, story, texts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.litellm.proxy.conftest import Model, Proxy, Upstream
+
+LINK = {"type": "url_citation", "url": "https://example.com/", "title": "Example"}
+
+
+def events(proxy: Proxy, **request: Any) -> list[Any]:
+    """The events of a streamed response."""
+    with proxy.openai() as client:
+        return list(client.responses.create(stream=True, **request))
+
+
+def agreeing(told: list[Any], field: str, done: str) -> str:
+    """The text that the deltas make up, after a check that every other event says the same of it."""
+    text = "".join(event.delta for event in told if event.type == f"response.{done}.delta")
+    assert [getattr(event, field) for event in told if event.type == f"response.{done}.done"] == [text]
+    return text
+
+
+def test_every_event_of_a_stream_agrees(proxy: Proxy, model: Model) -> None:
+    """Deltas, all done events and the reply at the end carry the expanded text, and the events' numbers have no gap."""
+    model.answer = lambda body, symbols: Answer(
+        said(symbols), [ToolCall("look", json.dumps({"at": said(symbols)}))], pieces=[1]
+    )
+    told = events(proxy, model="gpt", input=story())
+
+    meant = model.plain(said(model.symbols))
+    assert agreeing(told, "text", "output_text") == meant
+    assert json.loads(agreeing(told, "arguments", "function_call_arguments")) == {"at": meant}
+    (part,) = [event.part for event in told if event.type == "response.content_part.done"]
+    message, call = [event.item for event in told if event.type == "response.output_item.done"]
+    assert part.text == message.content[0].text == meant
+    assert json.loads(call.arguments) == {"at": meant}
+    assert told[-1].type == "response.completed"
+    assert told[-1].response.output_text == meant
+    assert [event.sequence_number for event in told] == list(range(len(told)))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_refusals_are_expanded(proxy: Proxy, model: Model, *, stream: bool) -> None:
+    """What the model says when it refuses is told in plain words."""
+    model.answer = lambda body, symbols: Answer(None, refusal=said(symbols), pieces=[2])
+    if stream:
+        told = events(proxy, model="gpt", input=story())
+        reply = told[-1].response
+        assert agreeing(told, "refusal", "refusal") == reply.output[0].content[0].refusal
+    else:
+        with proxy.openai() as client:
+            reply = client.responses.create(model="gpt", input=story())
+
+    assert reply.output[0].content[0].refusal == model.plain(said(model.symbols))
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_encrypted_reasoning_passes_as_it_came_and_other_reasoning_is_expanded(
+    proxy: Proxy, model: Model, *, stream: bool, encrypted: bool
+) -> None:
+    """Encrypted reasoning and its summary pass byte for byte; other reasoning is expanded in all events alike."""
+    secret = {"encrypted_content": "gAAAA¤1=="} if encrypted else {}
+
+    def answer(body: dict[str, Any], symbols: dict[str, str]) -> Answer:
+        summary = [{"type": "summary_text", "text": said(symbols)}, {"type": "summary_text", "text": "And so on."}]
+        return Answer("Done.", before=[{"type": "reasoning", "id": "rs_1", "summary": summary, **secret}], pieces=[3])
+
+    model.answer = answer
+    if stream:
+        told = events(proxy, model="gpt", input=story())
+        reply = told[-1].response
+        name = "response.reasoning_summary_text"
+        for index, summary in enumerate(reply.output[0].summary):
+            mine = [event for event in told if event.type.startswith(name) and event.summary_index == index]
+            assert "".join(event.delta for event in mine[:-1]) == mine[-1].text == summary.text
+        assert [event.sequence_number for event in told] == list(range(len(told)))
+    else:
+        with proxy.openai() as client:
+            reply = client.responses.create(model="gpt", input=story())
+
+    raw = said(model.symbols)
+    assert [part.text for part in reply.output[0].summary] == [raw if encrypted else model.plain(raw), "And so on."]
+    assert getattr(reply.output[0], "encrypted_content", None) == secret.get("encrypted_content")
+    assert reply.output_text == "Done."
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_annotations_stay_on_their_words(proxy: Proxy, model: Model, *, stream: bool) -> None:
+    """The offsets of an annotation are those of the same words in the expanded text."""
+
+    def answer(body: dict[str, Any], symbols: dict[str, str]) -> Answer:
+        text = said(symbols) + " See HERE."
+        start = text.index("HERE")
+        first = next(iter(symbols))
+        at = text.index(first)
+        notes = [
+            {**LINK, "start_index": start, "end_index": start + 4},
+            {**LINK, "start_index": at, "end_index": at + len(first)},
+        ]
+        return Answer(text, annotations=notes, pieces=[2])
+
+    model.answer = answer
+    if stream:
+        told = events(proxy, model="gpt", input=story())
+        reply = told[-1].response
+        added = [event.annotation for event in told if event.type == "response.output_text.annotation.added"]
+        places = [(note["start_index"], note["end_index"]) for note in map(dict, added)]
+        (part,) = [event.part for event in told if event.type == "response.content_part.done"]
+        assert places == [(note.start_index, note.end_index) for note in part.annotations]
+    else:
+        with proxy.openai() as client:
+            reply = client.responses.create(model="gpt", input=story())
+
+    text = reply.output_text
+    words = [text[note.start_index : note.end_index] for note in reply.output[0].content[0].annotations]
+    assert words == ["HERE", next(iter(model.symbols.values()))]
+
+
+def test_history_as_items(proxy: Proxy, upstream: Upstream, model: Model) -> None:
+    """Calls, their results as strings and as parts, and reasoning are in their places, and only text changes."""
+    first, second = story(), story()
+    items: Any = [
+        {"role": "user", "content": first},
+        {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "gAAAA¤1=="},
+        {"type": "function_call", "call_id": "c1", "name": "look", "arguments": json.dumps({"at": first})},
+        {"type": "function_call", "call_id": "c2", "name": "look", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c1", "output": first},
+        {"type": "function_call_output", "call_id": "c2", "output": [{"type": "input_text", "text": second}]},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": second}]},
+        {"type": "item_reference", "id": "msg_0"},
+        {"role": "user", "content": [{"type": "input_text", "text": "And now?"}]},
+    ]
+    with proxy.openai() as client:
+        client.responses.create(model="gpt", input=items, store=False)
+
+    sent = upstream.requests[0]["input"]
+    assert restored(upstream.requests[0]) == texts(flat({"input": items}))
+    assert [sent[index] for index in (1, 2, 3, 7)] == [items[index] for index in (1, 2, 3, 7)]
+    assert len(json.dumps(sent)) < 0.6 * len(json.dumps(items))
+    assert [item.keys() for item in sent] == [item.keys() for item in items]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_instructions_are_repeated_as_they_were_given(
+    proxy: Proxy, upstream: Upstream, model: Model, *, stream: bool
+) -> None:
+    """With store off instructions are compressed too; where the reply repeats them they are the client's own."""
+    instructions = story()
+    request: Any = {"model": "gpt", "instructions": instructions, "input": "Hello", "store": False}
+    if stream:
+        replies = [event.response for event in events(proxy, **request) if hasattr(event, "response")]
+    else:
+        with proxy.openai() as client:
+            replies = [client.responses.create(**request)]
+
+    sent = upstream.requests[0]["instructions"]
+    assert len(sent) < 0.6 * len(instructions)
+    assert restore([{"role": "system", "content": sent}])[0]["content"] == instructions
+    assert {reply.instructions for reply in replies} <= {instructions, None}
+
+
+def test_what_may_be_gone_on_from_leans_on_no_instructions(proxy: Proxy, upstream: Upstream, model: Model) -> None:
+    """Instructions are not carried over to the next response, so nothing that is stored refers to them."""
+    with proxy.openai() as client:
+        client.responses.create(model="gpt", instructions=(text := story()), input=text)
+
+    (body,) = upstream.requests
+    assert body["instructions"] == text
+    assert restore([{"role": "user", "content": body["input"]}])[0]["content"] == text
+    assert len(body["input"]) < 0.6 * len(text)
+
+
+@pytest.fixture
+def conversation(proxy: Proxy) -> Callable[..., Any]:
+    """Asks one thing after another, each going on from the response before."""
+
+    def ask(session: str | None, *questions: str, stream: bool = False) -> list[Any]:
+        replies: list[Any] = []
+        headers = {} if session is None else {"x_session_id": session}
+        with proxy.openai(**headers) as client:
+            for question in questions:
+                extra = {"previous_response_id": replies[-1].id} if replies else {}
+                if stream:
+                    told: Any = client.responses.create(model="gpt", input=question, stream=True, **extra)
+                    replies.append(list(told)[-1].response)
+                else:
+                    replies.append(client.responses.create(model="gpt", input=question, **extra))
+        return replies
+
+    return ask
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_chained_request_uses_what_the_provider_was_told(
+    upstream: Upstream, model: Model, conversation: Callable[..., Any], *, stream: bool
+) -> None:
+    """With a store and a session, a request that goes on from a response uses its definitions and is exact."""
+    seen: dict[str, str] = {}
+
+    def answer(body: dict[str, Any], symbols: dict[str, str]) -> Answer:
+        seen.update(symbols)
+        return Answer(said(seen))
+
+    model.answer = answer
+    question = story()
+    replies = conversation(f"chain-{stream}", question, f"Again: {question}", f"Once more: {question}", stream=stream)
+
+    first, second, third = (body["input"] for body in upstream.requests)
+    assert all(body["previous_response_id"].startswith("resp_") for body in upstream.requests[1:])
+    assert max(len(second), len(third)) < 0.3 * len(question)
+    sent = [first, ".", second, ".", third]
+    again = restore([{"role": "user", "content": text} for text in sent])
+    assert [again[2]["content"], again[4]["content"]] == [f"Again: {question}", f"Once more: {question}"]
+    assert [reply.output_text for reply in replies] == [expanded(said(seen), seen)] * 3
+
+
+def test_a_chained_request_of_nobodys_session_is_folded_only(
+    upstream: Upstream, model: Model, conversation: Callable[..., Any]
+) -> None:
+    """Without a session such a request is folded only, and its reply is expanded all the same."""
+    seen: dict[str, str] = {}
+
+    def answer(body: dict[str, Any], symbols: dict[str, str]) -> Answer:
+        seen.update(symbols)
+        return Answer(said(seen))
+
+    model.answer = answer
+    question = story()
+    rows = json.dumps([{"name": f"n{number}", "value": number} for number in range(20)], indent=2)
+    replies = conversation(None, question, question, rows)
+
+    assert upstream.requests[1]["input"] == question
+    assert len(upstream.requests[2]["input"]) < 0.6 * len(rows)
+    assert restore([{"role": "user", "content": upstream.requests[2]["input"]}])[0]["content"] == rows
+    assert len(seen) > 0
+    assert [reply.output_text for reply in replies] == [expanded(said(seen), seen)] * 3
+
+
+def test_a_stored_response_is_fetched_in_plain_words(proxy: Proxy, model: Model) -> None:
+    """A response that the provider has kept is expanded when the client fetches it later."""
+    model.answer = lambda body, symbols: Answer(said(symbols))
+    with proxy.openai() as client:
+        reply = client.responses.create(model="gpt", input=story())
+        again = client.responses.retrieve(reply.id)
+
+    assert again.output_text == reply.output_text == model.plain(said(model.symbols))
+
+
+def test_what_is_answered_later_or_held_elsewhere_defines_nothing(
+    proxy: Proxy, upstream: Upstream, model: Model
+) -> None:
+    """A request in the background is left alone; one in a conversation of the provider's defines nothing."""
+    model.answer = lambda body, symbols: Answer("Hello")
+    question = story()
+    with proxy.openai() as client:
+        client.responses.create(model="gpt", input=question, background=True)
+        client.responses.create(model="gpt", input=question, conversation="conv_1")
+
+    assert [body["input"] for body in upstream.requests] == [question, question]
