@@ -10,16 +10,20 @@ CORPUS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench wheel format clean
+.PHONY: help demo test test-versions lint types bench bench-recall wheel format clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: $(READY)  ## three real conversations through LiteLLM and back, with what was saved and what was checked
 	$(VENV)/bin/krunch demo
 
 test: $(READY)  ## the whole test suite
-	$(RUN) pytest $(ARGS)
+	$(RUN) pytest --numprocesses auto --dist loadfile $(ARGS)
+
+test-versions:  ## the adapters against the oldest and the newest LiteLLM, LangChain and LangGraph; takes long
+	tests/versions/run.sh "oldest litellm" litellm
+	tests/versions/run.sh -e agents -t tests/langchain "oldest langchain-core" "langchain-core langchain langgraph"
 
 lint: $(READY)  ## ruff: rules and formatting
 	$(RUN) ruff check .
@@ -30,6 +34,9 @@ types: $(READY)  ## mypy, strict
 
 bench: $(READY)  ## the table of figures in the README; CORPUS=path measures other conversations
 	$(VENV)/bin/python bench/compression.py $(CORPUS)
+
+bench-recall: $(READY)  ## what search finds of long conversations: CORPUS=folder with them and their questions
+	$(VENV)/bin/python bench/recall.py quality $(CORPUS)
 
 wheel: $(READY)  ## build dist/*.whl
 	rm -rf dist

@@ -1,8 +1,9 @@
-"""The table of figures in the README: what Krunch saves on conversations, as Markdown.
+"""The tables of figures in the README: what Krunch saves on conversations, and what others do, as Markdown.
 
     make bench                                  the conversations of the demo
     make bench CORPUS=folder/                   every *.jsonl in it
-    python bench/compression.py --readme FILES  also writes the table into README.md
+    python bench/compression.py --readme FILES  also writes the tables into README.md
+    python bench/compression.py --no-peers      Krunch alone; nothing is installed
 
 A file holds one conversation a line, as `krunch replay` takes them; at most 12 conversations of a file and 80 messages
 of a conversation are played, so that the long ones do not drown the others.
@@ -13,9 +14,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from peers import PEERS, NotRun, use_local_tokenizers
+from peers import measure as measure_peer
 
 from krunch_plugins import Krunch, Settings
 from krunch_plugins.conversations import Conversation, Malformed, read_conversations
@@ -23,11 +27,17 @@ from krunch_plugins.replay import Totals, play
 from krunch_plugins.tokens import encoding_for, load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 MODEL = "gpt-4o"
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "krunch_plugins" / "data" / "demo.jsonl"
+PEERS_INTRODUCTION = (
+    "",
+    "The same conversations and requests with others, in the same process: tokens saved over all requests, and cost.",
+    "*Restored* counts the requests in which each text is what it was, or JSON, or TOON, for an equal value.",
+    "",
+)
 START, END = "<!-- figures -->", "<!-- /figures -->"
 HEADINGS = (
     "conversations",
@@ -67,19 +77,38 @@ def rows(files: Iterable[Path], profiles: Iterable[str], conversations: int, mes
     for file in files:
         for profile in profiles:
             totals = measure(load_conversations(file, conversations, messages), profile)
-            if not totals.requests:
-                continue
-            cells = (
-                f"{file.stem} ({totals.conversations})",
-                profile,
-                f"{100 * totals.saved:.1f} %",
-                f"{100 * totals.net:.1f} %",
-                f"{100 * totals.worst:.1f} %",
-                f"{totals.cost:.2f}",
-                f"{totals.restored} of {totals.requests}",
-                f"{totals.milliseconds_per_1000:.1f}",
-            )
-            yield "| " + " | ".join(cells) + " |"
+            if totals.requests:
+                yield row(file, profile, totals)
+
+
+def peer_rows(files: Sequence[Path], conversations: int, messages: int) -> Iterator[str]:
+    """The same for other ways to make requests smaller: one line for each, saved and cost for each file."""
+    yield "| | " + " | ".join(file.stem for file in files) + " | restored | ms per 1,000 tokens |"
+    yield "|---|" + "---:|" * (len(files) + 2)
+    tokenizer = load(encoding_for(MODEL)[0], wait=True)
+    for peer in PEERS:
+        found = [measure_peer(peer, load_conversations(file, conversations, messages), tokenizer) for file in files]
+        cells = [one.why if isinstance(one, NotRun) else f"{100 * one.saved:.1f} %, {one.cost:.2f}" for one in found]
+        run = [totals for totals in found if isinstance(totals, Totals)]
+        new, milliseconds = sum(one.new_tokens for one in run), sum(one.milliseconds for one in run)
+        cells.append(f"{sum(one.restored for one in run)} of {sum(one.requests for one in run)}")
+        cells.append(f"{1_000 * milliseconds / new:.1f}" if new else "")
+        yield f"| {peer.name} | " + " | ".join(cells) + " |"
+
+
+def row(file: Path, profile: str, totals: Totals) -> str:
+    """One line of the table."""
+    cells = (
+        f"{file.stem} ({totals.conversations})",
+        profile,
+        f"{100 * totals.saved:.1f} %",
+        f"{100 * totals.net:.1f} %",
+        f"{100 * totals.worst:.1f} %",
+        f"{totals.cost:.2f}",
+        f"{totals.restored} of {totals.requests}",
+        f"{totals.milliseconds_per_1000:.1f}",
+    )
+    return "| " + " | ".join(cells) + " |"
 
 
 def write_readme(table: str) -> None:
@@ -103,11 +132,16 @@ def main() -> None:
     )
     parser.add_argument("--conversations", type=int, default=12, help="conversations of a file, at most")
     parser.add_argument("--messages", type=int, default=80, help="messages of a conversation, at most")
-    parser.add_argument("--readme", action="store_true", help="write the table into README.md, too")
+    parser.add_argument("--readme", action="store_true", help="write it into README.md, too")
+    parser.add_argument("--no-peers", action="store_true", help="measure Krunch alone")
     chosen = parser.parse_args()
+    use_local_tokenizers()
     files = [file for path in chosen.corpus for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])]
     lines = []
-    for line in rows(files, chosen.profile or ["balanced", "dense"], chosen.conversations, chosen.messages):
+    parts = [rows(files, chosen.profile or ["balanced", "dense"], chosen.conversations, chosen.messages)]
+    if not chosen.no_peers:
+        parts += [iter(PEERS_INTRODUCTION), peer_rows(files, chosen.conversations, chosen.messages)]
+    for line in chain.from_iterable(parts):
         print(line, flush=True)
         lines.append(line)
     if chosen.readme:

@@ -1,8 +1,9 @@
 """Half a million conversations against the laws of compression: `python bench/fuzz.py --conversations 500000`.
 
-The conversations are those of the property tests, each named by its seed. Every conversation is checked alone; every
-few also turn by turn, forked, with small memos, or in threads. A case that fails is made as small as it gets and
-written to a JSON file, which `--replay` runs again. The exit code is 1 if any law was broken.
+The conversations are those of the property tests, each named by its seed. Every conversation is checked alone; some
+also as replies, and some turn by turn, forked, with small memos, or in threads, which takes ten times as long; with
+`--costly 1` all of them are. Half a million take two hours or so of one core. A case that fails is made as small
+as it gets and written to a JSON file, which `--replay` runs again. The exit code is 1 if any law was broken.
 """
 
 from __future__ import annotations
@@ -35,8 +36,14 @@ Message = dict[str, Any]
 BATCH = 200
 """Conversations that a process checks before it reports."""
 
-THREADED = 64
-"""Of so many conversations one is also sent in threads."""
+COSTLY = 8
+"""Of so many conversations one goes through one of the checks that encode it many times."""
+
+THREADED = 16
+"""Of so many of these one is sent in threads."""
+
+REPLIES = 4
+"""Of so many conversations one is also expanded as replies."""
 
 ROUNDS = 80
 """Passes over a failing conversation to make it smaller."""
@@ -69,7 +76,8 @@ def main() -> int:
         task = progress.add_task("conversations", total=options.conversations, broken=0)
         end = options.seed + options.conversations
         jobs = [
-            pool.submit(batch, start, min(start + BATCH, end), options.profile, options.longest) for start in starts
+            pool.submit(batch, start, min(start + BATCH, end), options.profile, options.longest, options.costly)
+            for start in starts
         ]
         for job in as_completed(jobs):
             count, broken = job.result()
@@ -86,21 +94,24 @@ def main() -> int:
     return 1 if failures else 0
 
 
-def batch(start: int, stop: int, profile: str | None, longest: int) -> tuple[int, list[Failure]]:
+def batch(start: int, stop: int, profile: str | None, longest: int, costly: int = COSTLY) -> tuple[int, list[Failure]]:
     """Check the conversations of some seeds: how many they were, and what failed."""
     failures = []
     for seed in range(start, stop):
-        failure = broken_by(laws.case_of_seed(seed, profile, longest), seed)
+        failure = broken_by(laws.case_of_seed(seed, profile, longest), seed, costly)
         if failure:
             failures.append(failure)
     return stop - start, failures
 
 
-def broken_by(case: laws.Case, seed: int) -> Failure | None:
-    """The law that a case breaks, if any. Which of the costly checks it goes through depends on the seed."""
+def broken_by(case: laws.Case, seed: int, costly: int) -> Failure | None:
+    """The law that a case breaks, if any. Which checks it goes through depends on the seed."""
     try:
-        laws.check(case)
-        _check_costly(case, seed)
+        exchange = laws.check(case)
+        if seed % REPLIES == 0:
+            laws.check_replies(case, exchange, random.Random(seed))
+        if seed % costly == 0:
+            _check_costly(case, seed, seed // costly)
     except AssertionError as error:
         return Failure(seed, str(error).partition(":")[0], str(error))
     except Exception as error:  # noqa: BLE001 - a crash is a failure like any other
@@ -108,20 +119,24 @@ def broken_by(case: laws.Case, seed: int) -> Failure | None:
     return None
 
 
-def _check_costly(case: laws.Case, seed: int) -> None:
-    """One of the checks that encode a conversation many times, or none."""
+def _check_costly(case: laws.Case, seed: int, number: int) -> None:
+    """One of the checks that encode a conversation many times."""
     rng = random.Random(seed)
-    if seed % THREADED == 0:
+    if number % THREADED == 0:
         laws.check_threads([case, case.forked(rng), case.forked(rng)])
-        return
-    rng.choice((laws.check_causal, lambda _: laws.check_forks(case, rng), laws.check_memo, lambda _: None))(case)
+    elif number % 3 == 0:
+        laws.check_causal(case)
+    elif number % 3 == 1:
+        laws.check_forks(case, rng)
+    else:
+        laws.check_memo(case, [rng.choice(laws.MEMO_SIZES)])
 
 
-def reduce(case: laws.Case, failure: Failure) -> laws.Case:
+def reduce(case: laws.Case, failure: Failure, costly: int) -> laws.Case:
     """The smallest case that was found to break the same law."""
     for _ in range(ROUNDS):
         for smaller in _smaller(case):
-            found = broken_by(smaller, failure.seed)
+            found = broken_by(smaller, failure.seed, costly)
             if found and found.law == failure.law:
                 case = smaller
                 break
@@ -167,11 +182,12 @@ def _write(failures: list[Failure], options: argparse.Namespace) -> None:
     kinds = Counter(failure.law for failure in failures)
     for law, count in kinds.most_common():
         failure = min((each for each in failures if each.law == law), key=lambda each: each.seed)
-        case = reduce(laws.case_of_seed(failure.seed, options.profile, options.longest), failure)
-        smallest = broken_by(case, failure.seed) or failure
+        case = reduce(laws.case_of_seed(failure.seed, options.profile, options.longest), failure, options.costly)
+        smallest = broken_by(case, failure.seed, options.costly) or failure
         path = Path(options.folder) / f"fuzz-{law.replace(' ', '-')}-{failure.seed}.json"
         # Lone surrogates do not survive every JSON reader, so the case is written as a Python literal, too.
         values = {"messages": case.messages, "tools": case.tools, "model": case.model, "seed": failure.seed}
+        values["costly"] = options.costly
         settings = json.loads(case.settings.model_dump_json(exclude_defaults=True))
         literal = repr({**values, "settings": settings})
         path.write_text(
@@ -184,7 +200,7 @@ def _replay(path: Path) -> int:
     """Run a case that was written."""
     values = ast.literal_eval(json.loads(path.read_text("utf-8"))["case"])
     case = laws.Case(values["messages"], values["tools"], Settings(**values["settings"]), values["model"])
-    failure = broken_by(case, values["seed"])
+    failure = broken_by(case, values["seed"], values.get("costly", 1))
     print(failure.detail if failure else "no law is broken")
     return 1 if failure else 0
 
@@ -197,6 +213,7 @@ def _options() -> argparse.Namespace:
     add("--profile", choices=laws.PROFILES, help="only this profile (default: any, by seed)")
     add("--longest", type=int, default=60, help="messages of a conversation at most (default: %(default)s)")
     add("--processes", type=int, default=os.cpu_count() or 1, help="at once (default: %(default)s)")
+    add("--costly", type=int, default=COSTLY, help="one of so many is encoded many times (default: %(default)s)")
     add("--stop-after", type=int, default=1_000, help="failures (default: %(default)s)")
     add("--folder", type=Path, default=Path(), help="where failing cases are written (default: here)")
     add("--replay", type=Path, help="run one written case again")

@@ -175,6 +175,8 @@ def main() -> int:
                 if arguments.keep:
                     shutil.copytree(home, arguments.keep)
                     return 1
+            if number % 50 == 0:
+                print(f"{number} rounds, {failed} failed", flush=True)
     print(f"{arguments.rounds} rounds, {failed} with answers that differ from a rebuild")
     print("damaged: " + ", ".join(f"{what} {count}" for what, count in seen.most_common()))
     return 1 if failed else 0

@@ -42,10 +42,11 @@ ARMS: dict[str, dict[str, Any]] = {
 DEPTHS = (5, 10, 20)
 
 
-def quality(corpus: Path, arms: Sequence[str]) -> None:
+def quality(corpus: Path, arms: Sequence[str], only: str) -> None:
     """Print a table for each set, and the categories of the default."""
     extra = Path(__file__).parent / "data"
-    for found in [*recall_sets.read(corpus), *recall_sets.read_beside(extra, corpus)]:
+    sets = [*recall_sets.read(corpus), *recall_sets.read_beside(extra, corpus)]
+    for found in [found for found in sets if only in found.name]:
         print(f"\n{found.name}: {len(found.questions)} questions, {len(found.conversations)} conversations")
         print(f"{'':28}" + "".join(f"{f'@{depth}':>8}" for depth in DEPTHS) + f"{'MRR':>8}")
         with tempfile.TemporaryDirectory() as home:
@@ -163,13 +164,14 @@ def main() -> None:
     one = commands.add_parser("quality")
     one.add_argument("corpus", type=Path)
     one.add_argument("--arm", action="append", choices=list(ARMS), help="only this one; may be repeated")
+    one.add_argument("--set", default="", help="only sets with this in their name")
     other = commands.add_parser("speed")
     other.add_argument("--turns", type=int, default=100_000)
     other.add_argument("--sessions", type=int, default=1000)
     other.add_argument("--words", type=Path, help="a text whose words the turns are made of")
     arguments = parser.parse_args()
     if arguments.command == "quality":
-        quality(arguments.corpus, arguments.arm or list(ARMS))
+        quality(arguments.corpus, arguments.arm or list(ARMS), arguments.set)
     else:
         speed(arguments.turns, arguments.sessions, arguments.words)
 

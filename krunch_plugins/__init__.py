@@ -6,18 +6,20 @@ from krunch_plugins.compression.rebase import MemoryStore
 from krunch_plugins.compression.statistics import SessionStats, Stats, Usage
 from krunch_plugins.default import default_krunch
 from krunch_plugins.errors import KrunchError, RequestRefused
-from krunch_plugins.exchange import ContextReport, Cost, Exchange, MessageReport, Problem, Reply, Report
+from krunch_plugins.exchange import Exchange, Reply
 from krunch_plugins.hookspecs import hookimpl
 from krunch_plugins.krunch import Krunch
 from krunch_plugins.recall.quoting import is_recalled
+from krunch_plugins.report import ContextReport, Cost, MessageReport, Problem, Report
 from krunch_plugins.settings import Settings
 from krunch_plugins.storage.store import ConversationStore
-from krunch_plugins.turns import MemoStore, SearchHit, SearchQuery, Turn
+from krunch_plugins.turns import Embedder, MemoStore, SearchHit, SearchQuery, Turn
 
 __all__ = [
     "ContextReport",
     "ConversationStore",
     "Cost",
+    "Embedder",
     "Exchange",
     "Krunch",
     "KrunchError",

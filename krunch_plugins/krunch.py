@@ -7,12 +7,13 @@ import time
 from typing import TYPE_CHECKING, Any, Self, cast, overload
 
 from krunch_plugins.compression.plugin import CompressionPlugin
-from krunch_plugins.exchange import Exchange, Reply, Report
+from krunch_plugins.exchange import Exchange, Reply
 from krunch_plugins.plugins import PluginInfo, Plugins, copy_tree
 from krunch_plugins.recall.context import Contexts, HeldTurns
 from krunch_plugins.recall.plugin import RecallPlugin
 from krunch_plugins.recall.recall import Recall
 from krunch_plugins.recall.window import Window
+from krunch_plugins.report import Report
 from krunch_plugins.settings import Settings
 from krunch_plugins.storage.configured import hold_recent, open_store
 from krunch_plugins.storage.plugin import RecentTurnsPlugin, StoragePlugin
@@ -75,6 +76,7 @@ class Krunch:
         storage = StoragePlugin(self.store) if self.store else RecentTurnsPlugin(cast("RecentTurns", self._recent))
         self._recall = Recall(self.settings, self.store, embedder)
         record = storage.record_request if isinstance(storage, StoragePlugin) else None
+        self._record_request = record
         window = Window(
             self.settings, self.store, self._find_or_fail, record, lambda: self._plugins.has_outside("pre_request")
         )
@@ -84,9 +86,11 @@ class Krunch:
         self._contexts = Contexts(
             self.store or HeldTurns(self.recent), self._find_or_fail, self.settings.default_encoding
         )
+        self._leave: list[Callable[[], None]] = []
         if self.store is not None:
-            self.store.on_evict(self._plugins.on_evict)
-            self.store.on_forget(window.forget)
+            assert isinstance(storage, StoragePlugin)
+            followed = self.store.on_evict(self._plugins.on_evict), self.store.on_forget(window.forget)
+            self._leave += [storage.close, *followed]
         try:
             self._plugins.load_entry_points()
             for plugin in plugins:
@@ -111,7 +115,9 @@ class Krunch:
         self._compression.forget()
         self._recall.close()
         if self.store is not None and self._owns_store:
-            self.store.close()
+            self.store.close()  # whoever watches turns leave is told about these, too
+        for leave in self._leave:
+            leave()
         if self._recent is not None:
             self._recent.close()
 
@@ -161,6 +167,33 @@ class Krunch:
         if self._recent is not None:
             self._recent.forget(session, tenant=tenant)
         return None if self.store is None else self.store.forget(session, tenant=tenant)
+
+    def record(
+        self,
+        messages: Sequence[Message],
+        *,
+        session: str,
+        tenant: str | None = None,
+        turn_metadata: Sequence[Mapping[str, Any] | None] | None = None,
+    ) -> None:
+        """Put what is new of a conversation into the store, without a request: for turns that reach no model.
+
+        What was recorded before, by this or by exchanges, is not recorded again. Without a store, nothing happens.
+
+        Args:
+            messages: the conversation from its beginning, or as much of it as the caller has; OpenAI format.
+            session: its id.
+            tenant: who owns the session.
+            turn_metadata: what the store is to keep with each message; one for each, JSON-like.
+
+        Raises:
+            StoreError: it could not be recorded.
+            TypeError: `messages` is no sequence of dicts.
+        """
+        if self._record_request is not None:
+            exchange = self._exchange(messages, "", session, tenant, None, json_reply=False)
+            exchange.turn_metadata = turn_metadata
+            self._record_request(exchange)
 
     def recent(self, session: str, n: int = 20, *, tenant: str | None = None) -> list[Turn]:
         """The newest turns of a session, in order: from the store, or without one from RAM (`Settings.hot_turns`).

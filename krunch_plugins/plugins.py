@@ -18,7 +18,8 @@ import pluggy
 
 from krunch_plugins import hookspecs
 from krunch_plugins.errors import PluginError, RequestRefused, StoreError
-from krunch_plugins.exchange import Exchange, Problem, Reply
+from krunch_plugins.exchange import Exchange, Reply
+from krunch_plugins.report import Problem
 from krunch_plugins.turns import SearchHit, Turn
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import json
 import os
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
@@ -76,7 +76,8 @@ class EfficiencySettings(BaseModel):
     force_compression: bool = Field(default=False, description="Buy new entries whatever they save.")
 
 
-WEIGHTS = {"words": 1.0, "vectors": 0.2, "topics": 0.1}
+Weight = Annotated[float, Field(ge=0)]
+WEIGHTS: dict[str, Weight] = {"words": 1.0, "vectors": 0.2, "topics": 0.1}
 """What Krunch's own search plugins count in the fusion; see docs/recall.md for how they were chosen."""
 
 
@@ -89,7 +90,7 @@ class RecallSettings(BaseModel):
         default=frozenset({"words", "vectors"}),
         description="What searches the history: words (BM25), vectors (embeddings), topics (warm places of the torus).",
     )
-    weights: dict[str, float] = Field(
+    weights: dict[str, Weight] = Field(
         default=WEIGHTS,
         description="What a search plugin counts in the fusion, by its name; outside ones that are not named count 1.",
     )
@@ -392,6 +393,9 @@ def _allowed(field: FieldInfo) -> str:
     if getattr(field.annotation, "__origin__", None) is Literal:
         return "one of " + ", ".join(map(repr, get_args(field.annotation)))
     if getattr(field.annotation, "__origin__", None) is frozenset:
+        choices = get_args(get_args(field.annotation)[0])
+        if choices:
+            return f"a list of some of {', '.join(map(repr, choices))} (in a variable: separated by commas)"
         return "a list of strings (in a variable: separated by commas)"
     words: dict[Any, str] = {
         int: "a whole number",
@@ -403,6 +407,7 @@ def _allowed(field: FieldInfo) -> str:
         RecallSettings: "a table of settings",
         dict[str, int]: "a table of whole numbers by model (in a variable: as JSON)",
         dict[str, float]: "a table of numbers by model (in a variable: as JSON)",
+        dict[str, Weight]: "a table of numbers from 0 by plugin (in a variable: as JSON)",
         dict[str, ModelPrice]: "a table of prices by model, each with input, output, cache_read and cache_write from 0 "
         "(in a variable: as JSON)",
     }

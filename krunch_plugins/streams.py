@@ -39,23 +39,27 @@ class StreamedReply:
         self._count()
         return out
 
-    def flush(self, *, partial: bool = False, metadata: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    def flush(
+        self, *, partial: bool = False, metadata: Mapping[str, Any] | None = None, message: Message | None = None
+    ) -> list[dict[str, Any]]:
         """End the stream: what was held back; the hooks run."""
         if self._ended:
             return []
         rest = self._end()
-        self._run_hooks(partial=partial, metadata=metadata)
+        self._run_hooks(partial=partial, metadata=metadata, message=message)
         return rest
 
-    async def aflush(self, *, partial: bool = False, metadata: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    async def aflush(
+        self, *, partial: bool = False, metadata: Mapping[str, Any] | None = None, message: Message | None = None
+    ) -> list[dict[str, Any]]:
         """`flush`, with the hooks in a worker thread when the reply is recorded on disk or outside plugins see it."""
         if self._ended:
             return []
         rest = self._end()
         if self._may_wait():  # asked at the end: plugins come and go while a stream runs
-            await asyncio.to_thread(self._run_hooks, partial=partial, metadata=metadata)
+            await asyncio.to_thread(self._run_hooks, partial=partial, metadata=metadata, message=message)
         else:
-            self._run_hooks(partial=partial, metadata=metadata)
+            self._run_hooks(partial=partial, metadata=metadata, message=message)
         return rest
 
     def _end(self) -> list[dict[str, Any]]:
@@ -69,9 +73,9 @@ class StreamedReply:
         self._exchange.report.symbols_expanded += expanded - self._counted
         self._counted = expanded
 
-    def _run_hooks(self, *, partial: bool, metadata: Mapping[str, Any] | None) -> None:
-        for choice, message in self._chunks.assembled():
-            reply = Reply(message, choice, streamed=True, partial=partial, expanded=True, metadata=metadata or {})
+    def _run_hooks(self, *, partial: bool, metadata: Mapping[str, Any] | None, message: Message | None = None) -> None:
+        for choice, whole in self._chunks.assembled() if message is None else [(0, message)]:
+            reply = Reply(whole, choice, streamed=True, partial=partial, expanded=True, metadata=metadata or {})
             self._plugins.post_response(self._exchange, reply, refusable=False)
 
 

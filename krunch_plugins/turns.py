@@ -18,6 +18,12 @@ Message = dict[str, Any]
 EventKind = Literal["append", "forget", "trim", "reset"]
 """What a `TurnEvent` tells: turns came; a session is gone; a session's oldest turns are gone; start from nothing."""
 
+APART = "\x1f"
+"""First character of tenants whose sessions are no conversations but logs of something else (checkpoints, say).
+
+No retention removes their turns, and nobody is told when these leave RAM.
+"""
+
 EvictReason = Literal["size", "ttl", "forget", "close"]
 """Why turns leave the hot tier: no room, too old, the session is forgotten, the store is closed."""
 
@@ -185,8 +191,12 @@ class TurnStore(TurnLog, StateStore, Protocol):
     def tenants(self) -> list[str | None]:
         """All tenants that ever had a session."""
 
-    def on_forget(self, forgetter: Callable[[str, str | None], int]) -> None:
-        """Have `forgetter(session, tenant)` called when a session was forgotten; it returns how much it removed."""
+    def on_forget(self, forgetter: Callable[[str, str | None], int]) -> Callable[[], None]:
+        """Have `forgetter(session, tenant)` called when a session was forgotten; it returns how much it removed.
+
+        Returns:
+            A function that ends this.
+        """
 
 
 class Embedder(Protocol):

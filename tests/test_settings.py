@@ -42,6 +42,23 @@ def test_a_wrong_value_is_refused_with_what_is_allowed(key: str, value: Any, all
     assert str(error) == f"setting {key!r} from arguments is {value!r}; allowed: {allowed}"
 
 
+@pytest.mark.parametrize(
+    ("inner", "value", "item", "allowed"),
+    [
+        ("voices", ["words", "nope"], "nope", "a list of some of 'words', 'vectors', 'topics'"),
+        ("weights", {"words": -1.0}, -1.0, "a table of numbers from 0 by plugin"),
+        ("depth", 0, 0, "a whole number from 1"),
+    ],
+)
+def test_what_is_wrong_with_recall_is_said(inner: str, value: Any, item: Any, allowed: str) -> None:
+    """A wrong setting of the search names both its keys, the value, and what is allowed."""
+    with pytest.raises(SettingsError) as caught:
+        Settings(recall={inner: value})
+
+    assert (caught.value.key, caught.value.value) == (f"recall.{inner}", item)
+    assert caught.value.allowed.startswith(allowed)
+
+
 def test_a_wrong_item_of_a_list_is_named() -> None:
     """Of a list, the error holds the item that is wrong."""
     with pytest.raises(SettingsError) as caught:
@@ -204,6 +221,6 @@ def test_nothing_but_a_settings_error_ever_comes_out(key: str, value: Any) -> No
     elif key == "roles":
         assert chosen.roles == frozenset(value)
     elif key == "home" and isinstance(value, str):
-        assert chosen.home == Path(value)
+        assert chosen.home == (Path(value) if value else None)
     else:
         assert (getattr(chosen, key), type(getattr(chosen, key))) == (value, type(value))

@@ -177,7 +177,7 @@ class Chain:
         exchange = await self._krunch.aprepare(request.messages, **facts, no_definitions=nothing)
         reader = self._chains.reader(self._identity.tenant, self._previous) if self._previous else None
         if reader is not None:  # the model may still use what it was told before
-            exchange.symbols = {**reader.symbols, **exchange.symbols}
+            exchange.meanings, exchange.symbols = reader.meanings, reader.symbols
             exchange.substitutions = {**reader.substitutions, **exchange.substitutions}
         return exchange
 

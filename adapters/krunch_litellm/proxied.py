@@ -55,7 +55,8 @@ class ProxiedCall:
             reply: the reply; None if the protocol's stream does not repeat it.
             usage: what the provider counted; None if it did not say.
         """
-        if usage is not None:
+        hidden = getattr(reply, "_hidden_params", None) or {}  # what comes from LiteLLM's cache costs nothing
+        if usage is not None and not hidden.get("cache_hit"):
             self.exchange.note_usage(usage)
         if self.chain is not None and reply is not None:
             await self.chain.note(reply, self.request.as_message(reply), self.exchange)

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("krunch")
 
-_OWN = frozenset({"_inner", "_expander", "_ready", "_error", "_over", "_broken", "_template", "_offsets"})
+_OWN = frozenset(
+    {"_inner", "_exchange", "_expander", "_ready", "_error", "_over", "_broken", "_template", "_offsets", "_usage"}
+)
 _END = object()
 
 
@@ -39,6 +41,7 @@ def finish(exchange: Exchange, response: ModelResponse) -> ModelResponse:
     Raises:
         RequestRefused: a plugin keeps the reply from the caller.
     """
+    _note_usage(exchange, response)
     given = _messages(response)
     messages = [exchange.finish(message, choice=index) for index, message in given]
     return _with_messages(response, _annotated(messages, given, exchange))
@@ -46,6 +49,7 @@ def finish(exchange: Exchange, response: ModelResponse) -> ModelResponse:
 
 async def afinish(exchange: Exchange, response: ModelResponse) -> ModelResponse:
     """`finish`, off the event loop where it may take long."""
+    _note_usage(exchange, response)
     return await aexpanded(exchange, response)
 
 
@@ -63,6 +67,13 @@ def refused(response: ModelResponse, reason: str) -> ModelResponse:
     for choice in withheld.choices:
         choice.finish_reason = "content_filter"
     return withheld
+
+
+def _note_usage(exchange: Exchange, response: ModelResponse) -> None:
+    """Tell the statistics what the provider counted for a whole reply; one from LiteLLM's cache costs nothing."""
+    usage = getattr(response, "usage", None)
+    if usage is not None and not response._hidden_params.get("cache_hit"):  # noqa: SLF001 - LiteLLM's documented name
+        exchange.note_usage(usage.model_dump())
 
 
 def _messages(response: ModelResponse) -> list[tuple[int, dict[str, Any]]]:
@@ -113,6 +124,7 @@ class ExpandedStream:
 
     def __init__(self, stream: Any, exchange: Exchange) -> None:  # noqa: ANN401 - any of LiteLLM's stream classes
         self._inner = stream
+        self._exchange = exchange
         self._expander = exchange.stream()
         self._offsets = StreamedOffsets(exchange)
         self._ready: deque[Any] = deque()
@@ -120,6 +132,7 @@ class ExpandedStream:
         self._over = False  # nothing more comes from the stream inside
         self._broken = False  # expanding failed; chunks go through as they are
         self._template: Any = None
+        self._usage: Mapping[str, Any] | None = None  # the newest: some providers tell it more than once
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -194,6 +207,7 @@ class ExpandedStream:
             return
         try:
             given = chunk.model_dump()
+            self._usage = given.get("usage") or self._usage
             ready = [self._offsets.put_right(given, out) for out in self._expander.feed(given)]
             chunks = [chunk if out == given else chunk_like(chunk, out) for out in ready]
         except Exception as error:  # noqa: BLE001 - ours, never the caller's: what the model wrote goes through
@@ -219,6 +233,8 @@ class ExpandedStream:
 
     def _end(self, rest: list[dict[str, Any]], error: BaseException | None = None) -> None:
         self._over, self._error = True, error
+        if self._usage is not None and not (getattr(self._inner, "_hidden_params", None) or {}).get("cache_hit"):
+            self._exchange.note_usage(self._usage)
         if self._template is not None:
             self._ready.extend(chunk_like(self._template, out) for out in rest)
 

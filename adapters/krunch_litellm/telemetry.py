@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections import Counter, OrderedDict
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 from weakref import WeakSet
 
@@ -21,7 +22,7 @@ from krunch_litellm.workers import Workers
 from krunch_plugins import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from krunch_litellm.figures import Reset
     from krunch_litellm.proxied import ProxiedCall
@@ -159,6 +160,15 @@ def failed(stage: Stage, error: BaseException, call: ProxiedCall | None = None) 
     shared = _workers
     if shared is not None:
         shared.note(Failed("" if call is None else call.identity.tenant, time.time(), stage, kind))
+
+
+@contextmanager
+def counted(stage: Stage) -> Iterator[None]:
+    """Go on after what fails in here, and count it."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - ours, never the client's
+        failed(stage, error)
 
 
 def forget(reset: Reset) -> None:

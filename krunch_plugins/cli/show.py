@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from krunch_plugins.compression.dictionary import Dictionary
     from krunch_plugins.compression.segments import Segment
-    from krunch_plugins.exchange import Exchange, MessageReport
+    from krunch_plugins.exchange import Exchange
+    from krunch_plugins.report import MessageReport
     from krunch_plugins.settings import Profile
     from krunch_plugins.turns import Message
 

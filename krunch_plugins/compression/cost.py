@@ -16,12 +16,12 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from krunch_plugins.exchange import Cost
+from krunch_plugins.report import Cost
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from krunch_plugins.exchange import MessageReport
+    from krunch_plugins.report import MessageReport
     from krunch_plugins.settings import Rebase, Settings
     from krunch_plugins.turns import Message
 

@@ -17,21 +17,12 @@ from krunch_plugins.compression import folds, legend, repeats, templates
 from krunch_plugins.compression.decoder import read
 from krunch_plugins.compression.dictionary import State, View
 from krunch_plugins.compression.efficiency import Evidence
-from krunch_plugins.compression.phrases import (
-    DEFINITION_TOKENS,
-    SYMBOL_TOKENS,
-    Candidate,
-    Mining,
-    Phrase,
-    Piece,
-    cut,
-    join,
-    mine,
-)
+from krunch_plugins.compression.phrase_mining import Candidate, Mining, mine
+from krunch_plugins.compression.phrases import DEFINITION_TOKENS, SYMBOL_TOKENS, Phrase, Piece, cut, join
 from krunch_plugins.compression.segments import LETTERS, Mark, Symbol, merge, numbered
 from krunch_plugins.compression.shapes import Shape
 from krunch_plugins.compression.templates import Template
-from krunch_plugins.exchange import MessageReport, Reason
+from krunch_plugins.report import MessageReport, Reason
 from krunch_plugins.tokens import RecentTokens
 
 if TYPE_CHECKING:

@@ -10,21 +10,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from krunch_plugins import tokens
 from krunch_plugins.compression import cost, encoder, legend, memo
-from krunch_plugins.compression.dictionary import State, SymbolTable
+from krunch_plugins.compression.dictionary import State
 from krunch_plugins.compression.encoder import EncodedMessage, Encoder, Options
+from krunch_plugins.compression.meanings import Meanings
 from krunch_plugins.compression.rebase import ColdRebase, encode_whole
 from krunch_plugins.compression.statistics import Name, Statistics
 from krunch_plugins.compression.stream import ChunkExpander, expand_message
 from krunch_plugins.compression.windows import Windows
 from krunch_plugins.errors import TokenizerUnavailable
-from krunch_plugins.exchange import MessageReport
 from krunch_plugins.hookspecs import hookimpl
+from krunch_plugins.report import MessageReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from krunch_plugins.compression.statistics import SessionStats, Stats
-    from krunch_plugins.exchange import Exchange, Reason, Reply, Report
+    from krunch_plugins.exchange import Exchange, Reply
+    from krunch_plugins.report import Reason, Report
     from krunch_plugins.settings import Rebase, Settings
     from krunch_plugins.tokens import Tokenizer
     from krunch_plugins.turns import MemoStore, Message
@@ -90,21 +92,21 @@ class CompressionPlugin:
 
     @hookimpl(tryfirst=True)
     def post_response(self, exchange: Exchange, reply: Reply) -> None:
-        """Expand the symbols and substitutions in a reply that has not been expanded yet."""
+        """Expand the marks and substitutions in a reply that has not been expanded yet."""
         if not reply.expanded:
             reply.message, count = expand_message(
-                reply.message, exchange.symbols, exchange.substitutions, json_content=exchange.json_reply
+                reply.message, _meanings(exchange), exchange.substitutions, json_content=exchange.json_reply
             )
             exchange.report.symbols_expanded += count
             reply.expanded = True
 
     def chunk_expander(self, exchange: Exchange) -> ChunkExpander:
         """What expands one streamed reply to this request."""
-        return ChunkExpander(exchange.symbols, exchange.substitutions, json_content=exchange.json_reply)
+        return ChunkExpander(_meanings(exchange), exchange.substitutions, json_content=exchange.json_reply)
 
     def windows(self, exchange: Exchange) -> Windows:
         """What expands the texts of one reply to this request, one by one."""
-        return Windows(exchange.symbols, exchange.substitutions)
+        return Windows(_meanings(exchange), exchange.substitutions)
 
     def stats(self, tenant: str | None = None) -> Stats:
         """What is remembered of all conversations, or of a tenant's."""
@@ -155,9 +157,10 @@ class CompressionPlugin:
                 message if done.sent is None else legend.replace_texts(message, done.sent)
                 for message, done in zip(exchange.messages, encoded, strict=True)
             ]
-            if encoded:
+            if any(done.sent is not None for done in encoded):  # else no mark of ours is in it
                 state = encoded[-1].state
-                exchange.symbols = SymbolTable(state.dictionary, state.known)
+                meanings = Meanings.of_state(state, exchange.messages)
+                exchange.meanings, exchange.symbols = meanings, meanings.symbols
 
     def _rebase_point(self, exchange: Exchange, keys: list[memo.Key]) -> tuple[int, Rebase]:
         """How many messages are encoded at once, and whether this request is the one that rewrites them."""
@@ -257,6 +260,11 @@ def _name(exchange: Exchange, keys: Sequence[memo.Key]) -> Name:
         return Name(exchange.tenant, exchange.session, b"")
     replies = (index for index, message in enumerate(exchange.messages) if index and message.get("role") == "assistant")
     return Name(exchange.tenant, None, keys[next(replies, len(keys)) - 1])
+
+
+def _meanings(exchange: Exchange) -> Meanings | None:
+    """What the marks of a request stand for; None if it was not compressed."""
+    return exchange.meanings if isinstance(exchange.meanings, Meanings) else None
 
 
 def _pass_through(exchange: Exchange, reason: Reason) -> None:

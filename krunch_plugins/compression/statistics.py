@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from krunch_plugins.compression.cost import Price
     from krunch_plugins.compression.encoder import EncodedMessage
     from krunch_plugins.compression.memo import Key
-    from krunch_plugins.exchange import MessageReport, Report
+    from krunch_plugins.report import MessageReport, Report
     from krunch_plugins.settings import EfficiencySettings
 
 _CONVERSATION_BYTES = 2_000

@@ -9,6 +9,7 @@ from krunch_plugins.compression.windows import Windows
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from krunch_plugins.compression.meanings import Meanings
     from krunch_plugins.compression.windows import Window
     from krunch_plugins.turns import Message
 
@@ -20,21 +21,21 @@ _CHUNK_KEYS = ("id", "object", "created", "model", "system_fingerprint", "servic
 
 
 def expand_message(
-    message: Message, symbols: Mapping[str, str], substitutions: Mapping[str, str], *, json_content: bool = False
+    message: Message, meanings: Meanings | None, substitutions: Mapping[str, str], *, json_content: bool = False
 ) -> tuple[Message, int]:
     """Expand a whole assistant message.
 
     Args:
         message: the message as the model wrote it, OpenAI format. Not changed. Keys that hold no text of the model's,
             such as signed `thinking_blocks`, and unknown keys pass untouched.
-        symbols: symbol → the text it stands for.
+        meanings: what the marks of the request stand for; None: it has none.
         substitutions: token → the text it stands for.
         json_content: `content` is JSON text, so what is put into it is escaped.
 
     Returns:
-        A new message, and how many symbols were expanded in it.
+        A new message, and how many symbols and other marks were expanded in it.
     """
-    windows = Windows(symbols, substitutions)
+    windows = Windows(meanings, substitutions)
     expanded = 0
 
     def expand(text: str, *, json_text: bool) -> str:
@@ -68,11 +69,11 @@ class ChunkExpander:
     """Expands one streamed reply, OpenAI chat chunks. Not thread-safe.
 
     Each chunk comes out as one chunk, at once, with what of its text is decided by then: its other keys, usage and
-    logprobs among them, stay with it. What is held back, never more than a symbol or token could be long, comes with
+    logprobs among them, stay with it. What is held back, never more than a mark or token could be long, comes with
     a later chunk of the same choice; at the latest with the one that has its `finish_reason`, or from `flush`.
 
     Args:
-        symbols: symbol → the text it stands for.
+        meanings: what the marks of the request stand for; None: it has none.
         substitutions: token → the text it stands for.
         json_content: `content` is JSON text, so what is put into it is escaped.
     """
@@ -80,15 +81,15 @@ class ChunkExpander:
     __slots__ = ("_choices", "_json_content", "_windows")
 
     def __init__(
-        self, symbols: Mapping[str, str], substitutions: Mapping[str, str], *, json_content: bool = False
+        self, meanings: Meanings | None, substitutions: Mapping[str, str], *, json_content: bool = False
     ) -> None:
-        self._windows = Windows(symbols, substitutions)
+        self._windows = Windows(meanings, substitutions)
         self._json_content = json_content
         self._choices: dict[int, _Choice] = {}
 
     @property
     def expanded(self) -> int:
-        """Symbols that were expanded so far, in all choices."""
+        """Symbols and other marks that were expanded so far, in all choices."""
         return sum(text.window.expanded for choice in self._choices.values() for text in choice.texts.values())
 
     def feed(self, chunk: Mapping[str, Any]) -> list[dict[str, Any]]:

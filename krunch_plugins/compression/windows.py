@@ -1,4 +1,4 @@
-"""Putting texts back where keys stand, in text that arrives in pieces: no key is missed, little is held back."""
+"""Putting texts back where marks and tokens stand, in text that arrives in pieces: none missed, little held back."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import copy
 import json
 import re
 from bisect import bisect_left
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
-from krunch_plugins.compression.segments import MARK
+from krunch_plugins.compression.scanner import Edit, MarkScanner, Scan, Where, has_special
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_NUMBER = re.compile("[0-9]*")  # not \d, which takes the digits of every script
-_NUMBERED = re.compile(re.escape(MARK) + "([0-9]+)")
+    from krunch_plugins.compression.meanings import Meanings
 
 _PAIR_BEGUN = r"\\u[dD][89abAB][0-9a-fA-F]{2}(?:\\(?:u(?:[dD](?:[c-fC-F][0-9a-fA-F]?)?)?)?)?\Z"
 """The first half of a surrogate pair at the end of the text, the second still to come."""
@@ -28,198 +27,57 @@ _UNIT = re.compile(r"[^\\]+|\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a
 _SHORT_ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 
 
-class Edit(NamedTuple):
-    """A stretch of the scanned text, from `start` to before `end`, and what stands there instead."""
+class _Scanner(Protocol):
+    """What finds something in a text and says what stands there instead."""
 
-    start: int
-    end: int
-    text: str
+    @property
+    def pairs(self) -> bool:
+        """What is looked for holds characters that JSON escapes as two halves."""
 
-
-class Scan(NamedTuple):
-    """What one look at a text found.
-
-    Attributes:
-        edits: in order, not overlapping, all before `stop`.
-        stop: where the text begins that cannot be decided without knowing how it goes on.
-        after_mark: a mark stands right before `stop`, unchanged.
-        expanded: how many of the edits put a key's text in its place (the others drop an escaping mark).
-    """
-
-    edits: list[Edit]
-    stop: int
-    after_mark: bool
-    expanded: int
+    def scan(self, text: str, where: Where, *, final: bool = False, bare: bool = False) -> Scan:
+        """Look at a text; see `MarkScanner.scan`."""
 
 
-class _Key(NamedTuple):
-    """What stands at a mark: the edit for it (None: no key), and where to go on."""
-
-    edit: Edit | None
-    end: int
-
-
-_NO_KEY = _Key(None, 0)
-_NO_DEFINITION = -1
-
-
-class Scanner:
-    """Finds keys in text: leftmost first, the longest where several begin at one place. Immutable.
-
-    A *numbered* key is the mark and a number, read to the number's last digit. Where more than one mark stands before
-    the number of such a key, it is an escaped literal: one mark is dropped, the rest stays. All other keys are literal.
-    A model may also quote a key's definition as the request has it: `¤12=the text¤`, or for a literal key x
-    `¤x=the text¤`. That stands for the text once.
+class TokenScanner:
+    """Finds tokens that plugins have put into a request: leftmost first, the longest where several begin. Immutable.
 
     Args:
-        keys: key → text.
-        numbered: whether a mark and a number are special; if not, every key is literal.
+        tokens: token → text.
     """
 
-    __slots__ = ("_begun", "_begun_numbers", "_candidate", "_firsts", "_literal", "_literals", "_longest", "_marks",
-                 "_numbers", "pairs")  # fmt: skip
+    __slots__ = ("_begun", "_firsts", "_longest", "_token", "_tokens", "pairs")
 
-    def __init__(self, keys: Mapping[str, str], *, numbered: bool) -> None:
-        matches = {key: _NUMBERED.fullmatch(key) if numbered else None for key in keys if key}
-        self._numbers = {match[1]: keys[key] for key, match in matches.items() if match}
-        self._begun_numbers = {number[:end] for number in self._numbers for end in range(len(number) + 1)}
-        self._literals = {key: keys[key] for key, match in matches.items() if not match}
-        self._begun = {key[:end] for key in self._literals for end in range(1, len(key))}
-        self._firsts = {key[0] for key in self._literals}
-        self._longest = max(map(len, self._literals), default=0)
-        literals = "|".join(map(re.escape, sorted(self._literals, key=len, reverse=True)))
-        self._literal = re.compile(literals) if literals else None
-        self._marks = numbered and bool(matches)
-        alternatives = [re.escape(MARK)] * self._marks + [literals] * bool(literals)
-        self._candidate = re.compile("|".join(alternatives)) if alternatives else None
-        self.pairs = any(char > "\uffff" or "\ud800" <= char <= "\udfff" for key in matches for char in key)
-        """A key holds characters that JSON escapes as two halves."""
+    def __init__(self, tokens: Mapping[str, str]) -> None:
+        self._tokens = {token: text for token, text in tokens.items() if token}
+        self._begun = {token[:end] for token in self._tokens for end in range(1, len(token))}
+        self._firsts = {token[0] for token in self._tokens}
+        self._longest = max(map(len, self._tokens), default=0)
+        self._token = re.compile("|".join(map(re.escape, sorted(self._tokens, key=len, reverse=True))) or r"(?!)")
+        self.pairs = any(char > "\uffff" or "\ud800" <= char <= "\udfff" for token in self._tokens for char in token)
+        """A token holds characters that JSON escapes as two halves."""
 
-    def scan(self, text: str, *, after_mark: bool = False, final: bool = False) -> Scan:
+    def scan(self, text: str, where: Where, *, final: bool = False, bare: bool = False) -> Scan:  # noqa: ARG002 - as `MarkScanner` takes it
         """Look at a text.
 
         Args:
             text: what has not been decided yet, and what has come since.
-            after_mark: as the last scan said.
+            where: what went before, which does not matter here.
             final: nothing comes after `text`; everything in it is decided.
+            bare: whether this is outside the strings of JSON, which does not matter either.
         """
         edits: list[Edit] = []
-        expanded = position = 0
-        run = 0 if after_mark else -1  # a mark at this place has a mark before it
+        position = 0
         undecided = self._undecided(text, final=final)
         while True:
-            found = self._candidate.search(text, position) if self._candidate else None
+            found = self._token.search(text, position)
             hold = undecided[bisect_left(undecided, position)]
-            if found is None or hold < found.start():
-                return Scan(edits, hold, run == hold, expanded)
-            start = found.start()
-            if self._marks and text[start] == MARK:
-                key = self._key_at(text, start, escaped=run == start, final=final)
-                if key is None:
-                    return Scan(edits, start, run == start, expanded)
-                if key.edit:
-                    edits.append(key.edit)
-                    expanded += key.edit.text != ""
-                    position, run = key.end, -1
-                    continue
-            if hold == start:
-                return Scan(edits, start, run == start, expanded)
-            literal = self._literal.match(text, start) if self._literal else None
-            if literal:
-                position, run = literal.end(), -1
-                edits.append(Edit(start, position, self._literals[literal[0]]))
-                expanded += 1
-            else:
-                position = run = start + 1
-
-    def _number_at(self, text: str, mark: int, *, final: bool) -> str | None:
-        """The number of a numbered key after the last mark of a run; "" if there is none, None if it may still come."""
-        if text.startswith(MARK, mark + 1):
-            return ""
-        digits = _NUMBER.match(text, mark + 1)
-        number = digits[0] if digits else ""
-        if not final and mark + 1 + len(number) == len(text) and number in self._begun_numbers:
-            return None
-        return number if number in self._numbers else ""
-
-    def _key_at(
-        self, text: str, mark: int, *, final: bool, escaped: bool = False, limit: int | None = None
-    ) -> _Key | None:
-        """The key, or quoted definition, that begins at the last mark of a run; None if it is undecided.
-
-        Args:
-            text: what is scanned.
-            mark: where the mark is.
-            final: nothing comes after `text`.
-            escaped: there is a mark before it.
-            limit: only keys whose text is shorter than this.
-        """
-        name = self._name_at(text, mark, final=final)
-        if name is None:
-            return None
-        end, value = name
-        number = text[mark + 1 : end] in self._numbers
-        if value is None or (escaped and not number) or (limit is not None and len(value) >= limit):
-            return _NO_KEY
-        if escaped:
-            return _Key(Edit(mark, mark + 1, ""), end)
-        behind = self._end_of_definition(text, end, value, final=final)
-        if behind is None:
-            return None
-        if behind == _NO_DEFINITION:
-            return _Key(Edit(mark, end, value), end) if number else _NO_KEY
-        return _Key(Edit(mark, behind, value), behind)
-
-    def _name_at(self, text: str, mark: int, *, final: bool) -> tuple[int, str | None] | None:
-        """Where the name behind a mark ends, and the text of that key (None: it is none); None if it is undecided."""
-        number = self._number_at(text, mark, final=final)
-        if number is None:
-            return None
-        end = mark + 1 + len(number)
-        if number or not self._literal or text.startswith(MARK, end):
-            return end, self._numbers.get(number)
-        begun = len(text) - end < self._longest and text[end:] in self._begun
-        literal = self._literal.match(text, end)
-        end = literal.end() if literal else end
-        if not final and (begun or end == len(text)):
-            return None
-        return end, self._literals[literal[0]] if literal else None
-
-    def _end_of_definition(self, text: str, at: int, value: str, *, final: bool) -> int | None:
-        """Where a definition ends whose name ends at `at`; None if it is undecided, `_NO_DEFINITION` if there is none.
-
-        Keys of shorter texts may stand for parts of its text; no others, so that the depth is bounded whatever a reply
-        holds.
-        """
-        if not text.startswith("=", at) or self._candidate is None:
-            return _NO_DEFINITION
-        at, left = at + 1, value
-        undecided = self._undecided(text, final=final)
-        while True:
-            found = self._candidate.search(text, at)
-            start = found.start() if found else len(text)
-            hold = undecided[bisect_left(undecided, at)]
-            plain = text[at : min(start, hold)]
-            if not left.startswith(plain):
-                return _NO_DEFINITION
-            left = left[len(plain) :]
-            if found is None or hold <= start:
-                return _NO_DEFINITION if final else None
-            if text[start] != MARK:
-                key: _Key | None = _Key(Edit(start, found.end(), self._literals[found[0]]), found.end())
-            elif left:
-                key = self._key_at(text, start, final=final, limit=len(value))
-            else:
-                return start + 1
-            if key is None:
-                return None
-            part = key.edit.text if key.edit else ""
-            if not part or not left.startswith(part):
-                return _NO_DEFINITION
-            at, left = key.end, left[len(part) :]
+            if found is None or hold <= found.start():
+                return Scan(edits, hold, len(edits))
+            position = found.end()
+            edits.append(Edit(found.start(), position, self._tokens[found[0]]))
 
     def _undecided(self, text: str, *, final: bool) -> list[int]:
-        """Where a literal key may have begun that the text's end cuts off, in order; at last the end itself."""
+        """Where a token may have begun that the text's end cuts off, in order; at last the end itself."""
         if final:
             return [len(text)]
         tail = range(max(0, len(text) - self._longest + 1), len(text))
@@ -229,10 +87,11 @@ class Scanner:
 class _Stage:
     """One scanner over one text that arrives in pieces."""
 
-    __slots__ = ("_after_mark", "_held", "_scanner", "expanded")
+    __slots__ = ("_held", "_scanner", "_where", "expanded")
 
-    def __init__(self, scanner: Scanner) -> None:
-        self._scanner, self._held, self._after_mark, self.expanded = scanner, "", False, 0
+    def __init__(self, scanner: _Scanner) -> None:
+        self._scanner, self._where = scanner, Where()
+        self._held, self.expanded = "", 0
 
     def feed(self, text: str, *, final: bool = False) -> str:
         """Take more text; give back all that is decided. With `final`, all there is, ready for another text."""
@@ -241,18 +100,29 @@ class _Stage:
         self._held = text[stop:]
         return out
 
+    def again(self) -> Self:
+        """The same, for another look at what is held back."""
+        other = copy.copy(self)
+        other._where = self._where.again()  # noqa: SLF001 - one of its own kind
+        return other
+
     def _scan(self, raw: str, starts: Sequence[int], text: str, *, final: bool) -> tuple[str, int]:
         """Scan `text`, whose character i is spelled in `raw` from `starts[i]` on: what goes out, and where it stops."""
-        scan = self._scanner.scan(text, after_mark=self._after_mark, final=final)
+        scan = self._scanner.scan(text, self._where, final=final)
+        if final:
+            self._where = Where()
+        return self._written(raw, starts, scan), starts[scan.stop]
+
+    def _written(self, raw: str, starts: Sequence[int], scan: Scan) -> str:
+        """What goes out, as it is spelled."""
         self.expanded += scan.expanded
-        self._after_mark = scan.after_mark and not final
         out: list[str] = []
         done = starts[0]
         for edit in scan.edits:
-            out += raw[done : starts[edit.start]], self._spell(edit.text)
+            out += raw[done : starts[edit.start]], edit.text if edit.spelled else self._spell(edit.text)
             done = starts[edit.end]
         out.append(raw[done : starts[scan.stop]])
-        return "".join(out), starts[scan.stop]
+        return "".join(out)
 
     def _spell(self, text: str) -> str:
         return text
@@ -262,32 +132,94 @@ class _JsonStage(_Stage):
     """The same for text that is JSON: what is scanned is what the escapes stand for, what goes out is escaped.
 
     Quotes end what is scanned, so nothing is held back, or found, across the end of a string. So does what is no
-    escape in JSON at all.
+    escape in JSON at all. There is one thing that is found outside strings and has strings in it: a folded value.
     """
 
-    __slots__ = ()
+    __slots__ = ("_decoded", "_inside")
+
+    def __init__(self, scanner: _Scanner) -> None:
+        super().__init__(scanner)
+        self._inside = False
+        self._decoded: _Decoded | None = None
+
+    def again(self) -> Self:
+        other = super().again()
+        other._decoded = None  # noqa: SLF001 - one of its own kind; what is decoded is added to in place
+        return other
 
     def feed(self, text: str, *, final: bool = False) -> str:
         raw = self._held + text
+        out: list[str] = []
+        position: int | None = 0
+        while position is not None:
+            read = (
+                self._read_string if self._inside or not isinstance(self._scanner, MarkScanner) else self._read_outside
+            )
+            piece, position = read(raw, position, final=final)
+            out.append(piece)
+        if final:
+            self._inside = False
+        return "".join(out)
+
+    def _read_string(self, raw: str, position: int, *, final: bool) -> tuple[str, int | None]:
+        """Read on within a string: what goes out, and where to go on; None: at the end, or undecided."""
         pairs = self._scanner.pairs
         stretch = _OPEN_STRING_TEXT if pairs and not final else _STRING_TEXT
-        out: list[str] = []
-        position = 0
-        while True:
-            match = stretch.match(raw, position)
-            end = match.end() if match else position
-            cut = not final and _ESCAPE_BEGUN.match(raw, end) is not None
-            if end == len(raw) or cut:
-                decoded, starts = _decode(raw, position, end, pairs=pairs)
-                piece, stop = self._scan(raw, starts, decoded, final=final)
-                self._held = raw[stop:]
-                return "".join([*out, piece])
-            decoded, starts = _decode(raw, position, end, pairs=pairs)
-            position = end + 1 if raw[end] == '"' else min(end + 2, len(raw))
-            out += self._scan(raw, starts, decoded, final=True)[0], raw[end:position]
+        before, self._decoded = self._decoded, None
+        begun = before.end if before else position
+        match = stretch.match(raw, begun)
+        end = match.end() if match else begun
+        cut = not final and _ESCAPE_BEGUN.match(raw, end) is not None
+        decoded, starts = _decode(raw, begun, end, pairs=pairs)
+        if before:
+            decoded, starts = before.text + decoded, _joined(before.starts, starts)
+        if end == len(raw) or cut:
+            piece, stop = self._scan(raw, starts, decoded, final=final)
+            self._held = raw[stop:]
+            if stop == 0 and not pairs:  # all of it is held back, and may be for long: it is not decoded each time
+                self._decoded = _Decoded(end, decoded, starts)
+            return piece, None
+        following = min(end + (1 if raw[end] == '"' else 2), len(raw))
+        self._inside = raw[end] != '"'
+        return self._scan(raw, starts, decoded, final=True)[0] + raw[end:following], following
+
+    def _read_outside(self, raw: str, position: int, *, final: bool) -> tuple[str, int | None]:
+        """Read on outside strings, likewise."""
+        quote = raw.find('"', position)
+        if quote >= 0 and self._where.copy is None and not has_special(raw, position, quote):
+            scan = Scan([], quote - position, 0, quote=True)
+        else:
+            scan = self._scanner.scan(raw[position:], self._where, final=final, bare=True)
+        piece = self._written(raw, range(position, len(raw) + 1), scan)
+        stop = position + scan.stop
+        if scan.quote:
+            self._where, self._inside = Where(), True
+            return piece + '"', stop + 1
+        self._held = raw[stop:]
+        if final:
+            self._where = Where()
+        return piece, None
 
     def _spell(self, text: str) -> str:
         return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+class _Decoded(NamedTuple):
+    """What the beginning of a held-back text stands for, up to `end`; see `_decode`."""
+
+    end: int
+    text: str
+    starts: Sequence[int]
+
+
+def _joined(before: Sequence[int], after: Sequence[int]) -> Sequence[int]:
+    """Where characters are spelled in two stretches of which the second begins where the first ends."""
+    if isinstance(before, range) and isinstance(after, range):
+        return range(before.start, after.stop)
+    joined = before if isinstance(before, list) else list(before)
+    joined.pop()  # the end of the first is the beginning of the second
+    joined.extend(after)
+    return joined
 
 
 def _decode(raw: str, start: int, end: int, *, pairs: bool) -> tuple[str, Sequence[int]]:
@@ -315,19 +247,19 @@ def _decode(raw: str, start: int, end: int, *, pairs: bool) -> tuple[str, Sequen
 
 
 class Window:
-    """One text on its way out: symbols are expanded, then substitutions undone, whatever pieces it comes in."""
+    """One text on its way out: marks are expanded, then substitutions undone, whatever pieces it comes in."""
 
-    __slots__ = ("_stages", "_symbols")
+    __slots__ = ("_marks", "_stages")
 
-    def __init__(self, symbols: Scanner | None, substitutions: Scanner | None, *, json_text: bool) -> None:
+    def __init__(self, marks: MarkScanner | None, tokens: TokenScanner | None, *, json_text: bool) -> None:
         make = _JsonStage if json_text else _Stage
-        self._symbols = make(symbols) if symbols else None
-        self._stages = [stage for stage in (self._symbols, make(substitutions) if substitutions else None) if stage]
+        self._marks = make(marks) if marks else None
+        self._stages = [stage for stage in (self._marks, make(tokens) if tokens else None) if stage]
 
     @property
     def expanded(self) -> int:
-        """Symbols that were expanded so far."""
-        return self._symbols.expanded if self._symbols else 0
+        """Symbols and other marks that were expanded so far."""
+        return self._marks.expanded if self._marks else 0
 
     def feed(self, text: str) -> str:
         """Take more of the text; give back what is decided by now."""
@@ -341,7 +273,7 @@ class Window:
 
     def rest(self) -> str:
         """What `end` would give back; changes nothing."""
-        return _end([copy.copy(stage) for stage in self._stages])
+        return _end([stage.again() for stage in self._stages])
 
 
 def _end(stages: Sequence[_Stage]) -> str:
@@ -355,16 +287,16 @@ class Windows:
     """Makes windows for one reply; what they look for is prepared once. Immutable.
 
     Args:
-        symbols: symbol → the text it stands for.
-        substitutions: token → the text it stands for; looked for in what the symbols were expanded to.
+        meanings: what the marks of the request stand for; None: it has none.
+        substitutions: token → the text it stands for; looked for in what the marks were expanded to.
     """
 
-    __slots__ = ("_substitutions", "_symbols")
+    __slots__ = ("_marks", "_tokens")
 
-    def __init__(self, symbols: Mapping[str, str], substitutions: Mapping[str, str]) -> None:
-        self._symbols = Scanner(symbols, numbered=True) if symbols else None
-        self._substitutions = Scanner(substitutions, numbered=False) if substitutions else None
+    def __init__(self, meanings: Meanings | None, substitutions: Mapping[str, str]) -> None:
+        self._marks = MarkScanner(meanings) if meanings else None
+        self._tokens = TokenScanner(substitutions) if substitutions else None
 
     def open(self, *, json_text: bool = False) -> Window:
         """A fresh window, for plain text or for JSON text."""
-        return Window(self._symbols, self._substitutions, json_text=json_text)
+        return Window(self._marks, self._tokens, json_text=json_text)

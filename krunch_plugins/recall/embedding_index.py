@@ -86,6 +86,7 @@ class EmbeddingIndex:
         self._pages = EmbeddingPages(store, embedder.name, embedder.dimension)
         self._lock = threading.Lock()
         self._spaces: OrderedDict[str | None, Space] = OrderedDict()
+        self._left: dict[str | None, str | None] = {}
         self._page_failures = 0
         self._frozen = False
         self._held_bytes = held_bytes
@@ -99,8 +100,10 @@ class EmbeddingIndex:
         with self._lock:
             found = self._spaces.get(tenant)
             if found is None:
-                saved = self._vector_files(tenant).read(self._exact_up_to)
-                found = self._spaces[tenant] = Space(saved, self.embedder.dimension, self._exact_up_to)
+                self._left.pop(tenant, None)
+                saved = self._vector_files(tenant).read(self._exact_up_to, self._stopping)
+                found = Space(saved, self.embedder.dimension, self._exact_up_to, self._stopping)
+                self._spaces[tenant] = found
             self._spaces.move_to_end(tenant)
             return found
 
@@ -110,13 +113,18 @@ class EmbeddingIndex:
             return dict(self._spaces)
 
     def cursor(self, tenant: str | None) -> str | None:
-        """Up to where the store was followed; see `Index`."""
+        """Up to where the store was followed; see `Index`. A tenant that has left memory is not brought back for it."""
+        with self._lock:
+            if tenant not in self._spaces and tenant in self._left:
+                return self._left[tenant]
         return self.space(tenant).cursor
 
     @contextmanager
     def writing(self, tenant: str | None) -> Iterator[bool]:
         """The right to embed and to write files, which one process has at a time; see `Index`."""
         with FileLock(self._files.folder(tenant) / "vectors.lock").holding() as mine:
+            if mine:
+                self.space(tenant)  # from here on the cursor is that of what is in memory
             yield mine
 
     def apply(self, tenant: str | None, events: Sequence[TurnEvent], cursor: str | None) -> None:
@@ -166,6 +174,8 @@ class EmbeddingIndex:
             with self.writing(oldest) as mine:
                 if mine and space.changes - space.saved >= _SAVE_FROM:
                     self._save(oldest, space)
+            with self._lock:
+                self._left[oldest] = space.cursor
             self.release(oldest)
 
     def forget(self, tenant: str | None, session: str, keys: Collection[str] | None) -> int:

@@ -36,13 +36,14 @@ class Space:
         awaited: a search has waited for that; the next ones do without.
     """
 
-    def __init__(self, saved: Saved | None, dimension: int, exact_up_to: int) -> None:
+    def __init__(self, saved: Saved | None, dimension: int, exact_up_to: int, stopping: threading.Event) -> None:
         self.lock = threading.RLock()
         self.complete = threading.Event()
         self.awaited = False
         self.serial = next(_SERIALS)
         self.catalogue, self.cursor = Catalogue(), None if saved is None else saved.cursor
-        self.vectors = AdaptiveIndex(dimension, exact_up_to)
+        self._stopping = stopping
+        self.vectors = AdaptiveIndex(dimension, exact_up_to, stopping)
         if saved is not None:
             self.catalogue, self.vectors = saved.catalogue, saved.vectors
             self.complete.set()
@@ -69,7 +70,8 @@ class Space:
     def clear(self) -> None:
         """Start from nothing. What is searched meanwhile finds nothing wrong, only less."""
         with self.lock:
-            self.catalogue, self.vectors = Catalogue(), AdaptiveIndex(self.vectors.dimension, self.exact_up_to)
+            self.catalogue = Catalogue()
+            self.vectors = AdaptiveIndex(self.vectors.dimension, self.exact_up_to, self._stopping)
             self.lacking, self.doomed, self.cursor = set(), [], None
             self.skipped = 0
             self.changes += 1
@@ -94,8 +96,10 @@ class Space:
         with self.lock:
             catalogue, old = self.catalogue.renumbered()
             known = len(old)
-        vectors = AdaptiveIndex(self.vectors.dimension, self.exact_up_to)
+        vectors = AdaptiveIndex(self.vectors.dimension, self.exact_up_to, self._stopping)
         for start in range(0, known, _RENUMBERED_AT_ONCE):
+            if self._stopping.is_set():
+                return
             ids, found = self.vectors.get(old[start : start + _RENUMBERED_AT_ONCE])
             vectors.add(np.searchsorted(old, ids), found)
         with self.lock:

@@ -172,11 +172,11 @@ class HnswIndex:
         with self._lock.writing():
             return int(self._graph.index_file_size())
 
-    def compact(self) -> None:
-        """Build the graph anew without what is marked. As slow as building it."""
+    def compact(self, stopping: threading.Event | None = None) -> None:
+        """Build the graph anew without what is marked. As slow as building it; given up once `stopping` is set."""
         with self._changing:
             if self._marked:
-                self._compact()
+                self._compact(stopping)
 
     def ids(self) -> Ids:
         """All ids, ascending."""
@@ -227,11 +227,13 @@ class HnswIndex:
             self._count -= len(present)
             return len(present)
 
-    def _compact(self) -> None:
+    def _compact(self, stopping: threading.Event | None = None) -> None:
         """Build the graph anew without what is marked. `_changing` is held, so nothing else changes it."""
         keys = np.flatnonzero(self._there)
         graph = self._fresh(len(keys) + len(keys) // 8 + 64)
         for start in range(0, len(keys), _AT_ONCE):
+            if stopping is not None and stopping.is_set():
+                return
             with self._lock.reading():
                 part = keys[start : start + _AT_ONCE]
                 vectors = self._vectors(part)

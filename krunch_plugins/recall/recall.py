@@ -36,10 +36,11 @@ class Recall:
         self._store = store
         self._files = None if store is None else IndexFiles(store.directory)
         self._voices: dict[str, Voice] = {}
+        self._leave: Callable[[], None] = lambda: None
         self._cache = QueryCache(self._settings.cached_queries)
         if store is not None and self._files is not None:
             self._voices = _voices(self._settings, store, self._files, embedder)
-            store.on_forget(self._forget)
+            self._leave = store.on_forget(self._forget)
 
     def plugins(self) -> dict[str, object]:
         """The built-in plugins by name."""
@@ -71,6 +72,7 @@ class Recall:
 
     def close(self) -> None:
         """Let go of everything. Safe to call twice."""
+        self._leave()
         for voice in self._voices.values():
             voice.close()
         if self._files is not None:

@@ -153,7 +153,7 @@ def choose(
         None if there is nothing, or no room for anything.
     """
     fitting = _Fitting(weights, budget, tokenizer)
-    taken = fitting.hits(hits)
+    taken = fitting.hits([hit for hit in hits if hit.text.strip()])
     while taken:
         everything = [*taken, *fitting.neighbours(taken, beside)]
         for dropped in range(len(everything)):  # parts were counted one by one, and together may be a few tokens more

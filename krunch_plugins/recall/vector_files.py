@@ -22,6 +22,7 @@ from krunch_plugins.recall.vectors import AdaptiveIndex
 from krunch_plugins.snapshots import State, delete, load, save
 
 if TYPE_CHECKING:
+    import threading
     from pathlib import Path
 
 log = logging.getLogger("krunch")
@@ -59,13 +60,13 @@ class VectorFiles:
         self._stem = _PREFIX + hashlib.blake2b(model.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
         self._path = folder / f"{self._stem}.krunch"
 
-    def read(self, exact_up_to: int) -> Saved | None:
-        """What was saved; None if it is missing, damaged, or of other vectors."""
+    def read(self, exact_up_to: int, stopping: threading.Event) -> Saved | None:
+        """What was saved, as `AdaptiveIndex` takes it; None if it is missing, damaged, or of other vectors."""
         if not self._path.exists():
             return None
         try:
             state = load(self._path, max_bytes=_MOST_BYTES)
-            return self._restored(state, exact_up_to)
+            return self._restored(state, AdaptiveIndex(self._dimension, exact_up_to, stopping))
         except (
             KrunchError,
             OSError,
@@ -132,14 +133,13 @@ class VectorFiles:
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
 
-    def _restored(self, state: Any, exact_up_to: int) -> Saved | None:  # noqa: ANN401 - what the file holds
+    def _restored(self, state: Any, vectors: AdaptiveIndex) -> Saved | None:  # noqa: ANN401 - what the file holds
         if (state["version"], state["model"], state["dimension"]) != (_VERSION, self._model, self._dimension):
             return None
-        vectors = AdaptiveIndex(self._dimension, exact_up_to)
         if "graph" in state:
             try:
                 from krunch_plugins.recall.hnsw import GraphFile, HnswIndex
-            except ModuleNotFoundError:
+            except ImportError:
                 return None  # written where hnswlib was installed
             noted = state["graph"]
             graph = HnswIndex.load(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
@@ -183,13 +182,15 @@ class AdaptiveIndex:
     Args:
         dimension: length of each vector.
         exact_up_to: vectors up to which search is exact; it becomes exact again at half of that.
+        stopping: once it is set, no graph is built any more: what takes a minute is broken off, and nothing is changed.
 
     Attributes:
         missing: what would make it faster and is not there, in words; None if nothing is missing.
     """
 
-    def __init__(self, dimension: int, exact_up_to: int = EXACT_UP_TO) -> None:
+    def __init__(self, dimension: int, exact_up_to: int = EXACT_UP_TO, stopping: threading.Event | None = None) -> None:
         self.dimension = dimension
+        self._stopping = stopping or threading.Event()
         self.missing: str | None = None
         self._exact_up_to = exact_up_to
         self._changing = threading.Lock()
@@ -217,7 +218,7 @@ class AdaptiveIndex:
         """Build the graph anew without what is marked, while searches go on; as slow as building it."""
         with self._changing:
             if not isinstance(self._index, ExactIndex):
-                self._index.compact()
+                self._index.compact(self._stopping)
 
     def adopt(self, graph: HnswIndex) -> None:
         """Take a graph that was loaded from a file as what this index holds."""
@@ -255,7 +256,9 @@ class AdaptiveIndex:
         return self._index.ids()
 
     def _grow(self, exact: ExactIndex) -> None:
-        if find_spec("hnswlib") is None:
+        try:
+            from krunch_plugins.recall.hnsw import HnswIndex
+        except ImportError:  # not installed, or built for another machine
             if len(exact) > SLOW_FROM and self.missing is None:
                 self.missing = "hnswlib: pip install 'krunch-plugins[search]'"
                 log.warning(
@@ -263,10 +266,10 @@ class AdaptiveIndex:
                     SLOW_FROM, self.missing,
                 )  # fmt: skip
             return
-        from krunch_plugins.recall.hnsw import HnswIndex
-
         graph = HnswIndex(self.dimension)
         for keys, vectors in pieces(exact):
+            if self._stopping.is_set():
+                return
             graph.add(keys, vectors)
         self._index = graph
 

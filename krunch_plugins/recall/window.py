@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from krunch_plugins import tokens
 from krunch_plugins.errors import StoreError, TokenizerUnavailable
-from krunch_plugins.exchange import ContextReport
 from krunch_plugins.recall.cut import Cut, Limits, find_cut
 from krunch_plugins.recall.inserts import Insert, Inserts, InsertStore, Record
 from krunch_plugins.recall.messages import Lengths, chain, identity, is_users
 from krunch_plugins.recall.recalling import Recalling, Request
+from krunch_plugins.report import ContextReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from krunch_plugins.exchange import ContextReason, Exchange
+    from krunch_plugins.exchange import Exchange
+    from krunch_plugins.report import ContextReason
     from krunch_plugins.settings import Settings
     from krunch_plugins.tokens import Tokenizer
     from krunch_plugins.turns import Message, SearchHit, SearchQuery, Turn
@@ -165,19 +166,23 @@ class Window:
         if record.stored != stored:
             self._record(exchange)
             record = self._inserts.note_stored(stored, session, exchange.tenant)
-        inserts = {at: one for at, one in plan.inserts(record).items() if not self._is_forgotten(one, plan)}
-        inserts = self._recall(plan, inserts, limits)
+        inserts = self._recall(plan, self._without_forgotten(plan, plan.inserts(record)), limits)
         report = plan.report
         report.inserts = len(inserts)
         report.recalled_tokens = sum(one.tokens for one in inserts.values())
         report.tokens_after += report.recalled_tokens
         _put_together(plan, inserts)
 
-    def _is_forgotten(self, insert: Insert, plan: _Plan) -> bool:
-        """Whether it quotes another session that is gone: then it is not sent again, whatever that costs."""
+    def _without_forgotten(self, plan: _Plan, inserts: dict[int, Insert]) -> dict[int, Insert]:
+        """The inserts without those that quote another session that is gone: not sent again, whatever that costs."""
         assert self._store is not None
-        others = {place.session for place in insert.places} - {plan.session}
-        return any(self._store.info(other, plan.exchange.tenant) is None for other in others)
+        assert self._inserts is not None
+        tenant = plan.exchange.tenant
+        others = {place.session for one in inserts.values() for place in one.places} - {plan.session}
+        gone = {other for other in others if self._store.info(other, tenant) is None}
+        for other in gone:
+            self._inserts.drop_session(other, plan.session, tenant)
+        return {at: one for at, one in inserts.items() if gone.isdisjoint(place.session for place in one.places)}
 
     def _recall(self, plan: _Plan, inserts: dict[int, Insert], limits: Limits) -> dict[int, Insert]:
         """The inserts with what is recalled for the last message, if that is the user's."""

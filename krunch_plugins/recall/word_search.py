@@ -29,7 +29,7 @@ ROWS = 8000
 little where so much is stored."""
 CANDIDATES = 300
 """Turns that are ranked by each of both scores before these are added up."""
-COUNTED, MOST_TERMS = 1024, 32
+COUNTED, MOST_TERMS = 1024, 128
 """Different terms of a query whose rows are counted, and of these the rarest, which are looked for. Of a longer text
 the longest ones are counted, in bytes, so that scripts without spaces get their share."""
 

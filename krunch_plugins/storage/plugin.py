@@ -8,9 +8,9 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from krunch_plugins.errors import StoreError
-from krunch_plugins.exchange import Problem
+from krunch_plugins.errors import StoreClosed, StoreError
 from krunch_plugins.hookspecs import hookimpl
+from krunch_plugins.report import Problem
 from krunch_plugins.storage.recorder import Digest, compare, digest
 from krunch_plugins.turns import Turn
 
@@ -66,7 +66,13 @@ class StoragePlugin:
         self._store = store
         self._lock = threading.Lock()
         self._recorders: OrderedDict[tuple[str | None, str], _Recorder] = OrderedDict()
-        store.on_forget(self._forget)
+        self._leave = store.on_forget(self._forget)
+        self._closed = False
+
+    def close(self) -> None:
+        """Record nothing any more, and let go of the store, which may live on. Safe to call twice."""
+        self._closed = True
+        self._leave()
 
     @hookimpl(trylast=True)
     def post_response(self, exchange: Exchange, reply: Reply) -> None:
@@ -92,6 +98,8 @@ class StoragePlugin:
         self._record(exchange, None, exchange.session)
 
     def _record(self, exchange: Exchange, reply: Reply | None, session: str) -> None:
+        if self._closed:
+            raise StoreClosed
         recorder = self._recorder(exchange.tenant, session)
         sent = [digest(message) for message in exchange.original]
         answer = digest(reply.message) if reply is not None and _says_something(reply) else None

@@ -10,6 +10,7 @@ from krunch_plugins.storage import dictionaries, events
 from krunch_plugins.storage.blocks import to_text
 from krunch_plugins.storage.packing import adopt, mark_unscrubbed, pack, rewrite, trim
 from krunch_plugins.storage.records import FORGET, PAGE_SHIFT, ROOT, Root, Session, Tenant, enter, tenant_text
+from krunch_plugins.turns import APART
 
 if TYPE_CHECKING:
     from krunch_plugins.storage.ledger import Ledger
@@ -156,6 +157,19 @@ def _drop_tainted(ledger: Ledger, holder: Tenant) -> None:
     ledger.forget_names()
 
 
+def cut(ledger: Ledger, session: str, tenant: str | None, start: int) -> tuple[str, int]:
+    """Give up a session's turns before number `start`.
+
+    Returns:
+        The session's key ("" if there is none), and how many turns were removed.
+    """
+    record = ledger.find(session, tenant)
+    if record is None or start <= record.first:
+        return "", 0
+    pack(ledger, record.id)
+    return record.id, trim(ledger, record.id, min(start, record.next))
+
+
 def expire(
     ledger: Ledger, cutoff: float | None, keep_turns: int | None, report: Forgotten
 ) -> list[tuple[str, str, str | None]]:
@@ -172,6 +186,8 @@ def expire(
     """
     touched = []
     for tenant in ledger.tenants():
+        if tenant is not None and tenant.startswith(APART):
+            continue
         for record in ledger.sessions(tenant):
             session = to_text(record.name)
             keep = record.first if keep_turns is None else max(record.first, record.next - keep_turns)

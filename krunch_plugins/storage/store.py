@@ -253,6 +253,26 @@ class ConversationStore:
         data = blocks.to_json(blocks.plain_copy(metadata, "metadata"), "metadata")
         self._ledger(session).set_profile(session, tenant, self._clock(), metadata=data)
 
+    def update_state(
+        self, session: str, name: str, change: Callable[[bytes | None], bytes], *, tenant: str | None = None
+    ) -> bytes:
+        """Change state in one step: what others put at the same time is seen by `change` or comes after it.
+
+        Args:
+            session: whose state; begun if it is new.
+            name: the state's name.
+            change: given what is there, or None, returns what is to be there. Quick: everybody else waits for it.
+            tenant: who owns the session.
+
+        Returns:
+            What is there now.
+        """
+        ledger = self._ledger(session)
+        with ledger.cold.transaction():
+            data = change(ledger.get_state(session, name, tenant))
+            ledger.put_state(session, name, data, tenant, self._clock())
+        return data
+
     def get_state(self, session: str, name: str, *, tenant: str | None = None) -> bytes | None:
         """Bytes that a wing keeps with the session, or None."""
         ledger = self._ledger(session)
@@ -337,6 +357,20 @@ class ConversationStore:
         self._gone(session, tenant, report)
         return report
 
+    def trim(self, session: str, start: int, *, tenant: str | None = None) -> int:
+        """Remove a session's turns before number `start`; the numbers of those that stay do not change.
+
+        The background thread overwrites the space they leave, as after `expire`.
+
+        Returns:
+            How many turns were removed.
+        """
+        inside, removed = retention.cut(self._ledger(session), session, tenant, start)
+        if removed:
+            self._tiers.let_go(self._tiers.hot.take(inside, "forget"))
+            self._tiers.tell(tenant)
+        return removed
+
     def expire(self, now: float | None = None) -> Forgotten:
         """Apply `retention_days` and `retention_turns`, from the front of each session up to the first turn that stays.
 
@@ -419,13 +453,28 @@ class ConversationStore:
         with ledger.cold.transaction():
             return events.everything(ledger.shelf, ledger.tenant(tenant), reset=cursor is not None)
 
-    def on_evict(self, listener: EvictListener) -> None:
-        """Have `listener(session, turns, reason, tenant)` called, too, before turns leave RAM."""
-        self._tiers.listeners.append(listener)
+    def on_evict(self, listener: EvictListener) -> Callable[[], None]:
+        """Have `listener(session, turns, reason, tenant)` called, too, before turns leave RAM.
 
-    def on_forget(self, forgetter: Callable[[str, str | None], int]) -> None:
+        Returns:
+            A function that ends this.
+        """
+        self._tiers.listeners.append(listener)
+        return lambda: _take_out(self._tiers.listeners, listener)
+
+    def on_forget(self, forgetter: Callable[[str, str | None], int]) -> Callable[[], None]:
         """Have `forgetter(session, tenant)` called when a session was forgotten, to remove what lies elsewhere.
 
         It returns how many things it removed.
+
+        Returns:
+            A function that ends this.
         """
         self._forgetters.append(forgetter)
+        return lambda: _take_out(self._forgetters, forgetter)
+
+
+def _take_out(items: list[Any], item: object) -> None:
+    """Take something out of a list, if it is still there."""
+    if item in items:
+        items.remove(item)

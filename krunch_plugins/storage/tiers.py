@@ -15,6 +15,7 @@ from krunch_plugins.storage.packing import adopt, pack
 from krunch_plugins.storage.records import Session
 from krunch_plugins.storage.reports import StoreStats
 from krunch_plugins.storage.upkeep import Upkeep
+from krunch_plugins.turns import APART
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -156,7 +157,8 @@ class Tiers:
         if leaving is None:
             return
         session, tenant = self._names.get(leaving.key, ("", None))
-        for listener in self.listeners:
+        told = () if tenant is not None and tenant.startswith(APART) else self.listeners
+        for listener in told:
             self._guard("an on_evict listener", partial(listener, session, leaving.turns, leaving.reason, tenant))
         with self._count_lock:
             evicted = self.stats.evicted

@@ -173,6 +173,21 @@ BROKEN_BEFORE = {
     ],
     "a letter behind a mark": ["; ".join(f"{n} is why the retry policy waits, {n}" for n in (3, 7, 9)), "¤\u10d0 is x"],
     "digits of two scripts": [":01/31/2024 v1.2.3 main and a hint \uff11:01/31/2024 v1.2.3 main and a hint"],
+    "a plus in an address that is not all ASCII": [
+        "\n```\nget_order policy this this this\n" * 3,
+        "\u10d0+user42-пример_mia.li+work@example.com_service_tim +user42-пример_mia.li+work@example.com_service_tim ",
+    ],
+    "a time of day behind a date": [
+        ".\u22125.network_timeout.each.user42.x².camelCaseName.½:Ce.\u22125.network_timeout.each.user42.x².camelCaseName.½:",
+        "#2024-01-31 10:05:33,120 人々(0eut.ea1 10:05:33,120 人々 2\n",
+    ],
+    "a literal symbol in a template": [
+        "this, naïve, each, Straße, 東京都.this, naïve=this, naïve, each, Straße, 東京都.this, naïve",
+        "".join(
+            f"¤1=the retry policy¤ =naïve policy service a_b.c-d Straße v{n} waits {n}e+3 time\tsrc/main.py x² 0 +7\n\n"
+            for n in range(4)
+        ),
+    ],
     "text of one period": ["=" * 3000 + "\n" + "a " * 2000 + '\\"' * 1000],
 }
 

@@ -36,7 +36,7 @@ async def ask(protocol: str, backend: str, upstream: Upstream, **more: Any) -> s
 
 def text(body: dict[str, Any]) -> str:
     """The one text of a request, in whichever protocol."""
-    items = body.get("messages", body.get("input"))
+    items: Any = body.get("messages", body.get("input"))
     content = items if isinstance(items, str) else items[0]["content"]
     return str(content if isinstance(content, str) else content[0]["text"])
 

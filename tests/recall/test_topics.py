@@ -52,10 +52,10 @@ def test_near_meanings_lie_near_on_the_torus() -> None:
 
 def test_the_map_is_the_same_however_turns_come() -> None:
     """One by one, in parts or at once: the same turns give the same grid and the same places."""
-    texts, _ = turns(90)
+    texts, _ = turns(40)
     vectors = HashingEmbedder().embed(texts)
     memories = []
-    for sizes in ([90], [1] * 90, [30, 3, 57]):
+    for sizes in ([40], [1] * 40, [20, 3, 17]):
         memory, start = SessionTopics(), 0
         for size in sizes:
             memory.add(range(start, start + size), vectors[start : start + size])

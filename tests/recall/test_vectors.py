@@ -232,6 +232,24 @@ def test_removed_vectors_leave_the_graph_with_compact() -> None:
 
 
 @needs_hnswlib
+def test_what_takes_long_is_given_up_when_it_is_to_stop() -> None:
+    """Once an index is to stop it builds no graph: it stays exact, or keeps its marks, and answers as before."""
+    stopping = threading.Event()
+    index, vectors = AdaptiveIndex(DIMENSION, 100, stopping), made(400)
+    index.add(range(200), vectors[:200])
+    index.remove(range(20))
+    stopping.set()
+    index.compact()
+    assert (index.marked, len(index)) == (20, 180)
+    assert index.search(vectors[50], 1)[0].tolist() == [50]
+    exact = AdaptiveIndex(DIMENSION, 100, stopping)
+    exact.add(range(200), vectors[:200])
+
+    assert exact.graph is None
+    assert exact.search(vectors[50], 1)[0].tolist() == [50]
+
+
+@needs_hnswlib
 def test_a_saved_graph_comes_back(tmp_path: Path) -> None:
     """A graph that was saved and loaded finds the same, can grow and shrink, and its file is for its owner only."""
     from krunch_plugins.recall.hnsw import HnswIndex
@@ -337,8 +355,9 @@ def test_without_hnswlib_all_is_exact_and_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Without hnswlib an index stays exact whatever its size; a large one says once what would make it faster."""
-    monkeypatch.setitem(sys.modules, "hnswlib", None)
-    monkeypatch.setattr("krunch_plugins.recall.vectors.find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "hnswlib", None)  # an import raises ImportError
+    monkeypatch.delitem(sys.modules, "krunch_plugins.recall.hnsw", raising=False)
+    monkeypatch.delattr("krunch_plugins.recall.hnsw", raising=False)
     monkeypatch.setattr("krunch_plugins.recall.vectors.SLOW_FROM", 100)
     index, vectors = AdaptiveIndex(DIMENSION, exact_up_to=20), made(300)
     with caplog.at_level(logging.WARNING, "krunch"):

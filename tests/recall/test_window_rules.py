@@ -260,6 +260,20 @@ def test_earlier_sessions_are_recalled_where_that_is_wanted(tmp_path: Path) -> N
     assert b"ZZ-1111" not in b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
+def test_what_another_process_forgot_is_not_sent_again(tmp_path: Path) -> None:
+    """A quote of a session that is gone leaves the request at once, and the record with it."""
+    history = [*talk(fact="Nothing much."), QUESTION]
+    with opened(tmp_path, context_sessions="all") as krunch, ConversationStore(tmp_path) as other:
+        other.append("before", [user("My ferry ticket number is ZZ-1111."), bot("Yes.")])
+        first = krunch.prepare(history, model="gpt-4o", session="s")
+        other.forget("before")
+        second = krunch.prepare(history, model="gpt-4o", session="s")
+
+        assert "ZZ-1111" in str(restore(first.messages))
+        assert "ZZ-1111" not in str(restore(second.messages))
+        assert b"ZZ-1111" not in (other.get_state("s", "recall") or b"")
+
+
 class Redactor:
     """A plugin that hides a number from the model, as redactors do."""
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from krunch_plugins import Krunch, Settings, restore
+from krunch_plugins import ConversationStore, Krunch, Settings, Turn, hookimpl, restore
 from krunch_plugins.errors import PluginError, StoreError
 from krunch_plugins.snapshots import SessionFiles
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 LOG = "\n".join(f"2026-11-21 10:00:{n:02} INFO worker-{n % 3} request {n * 37} finished in {n} ms" for n in range(40))
@@ -288,3 +289,36 @@ def test_forgetting_reaches_files_that_lie_elsewhere(tmp_path: Path) -> None:
         krunch.forget("s", tenant="one")
 
         assert files.sessions("one") == ["other"]
+
+
+class Watcher:
+    """Counts the turns that leave memory."""
+
+    def __init__(self) -> None:
+        self.left = 0
+
+    @hookimpl
+    def on_evict(self, turns: Sequence[Turn]) -> None:
+        self.left += len(turns)
+
+
+def test_a_closed_krunch_lets_go_of_a_store_that_lives_on(tmp_path: Path) -> None:
+    """A store of the caller stays open; a Krunch that was closed records nothing, its plugins hear nothing."""
+    watchers = Watcher(), Watcher()
+    with ConversationStore(tmp_path) as store, Krunch(store=store, plugins=[watchers[1]]) as other:
+        with Krunch(store=store, plugins=[watchers[0]]) as krunch:
+            krunch.prepare([{"role": "user", "content": "a"}], model="gpt-4o", session="s").finish(
+                {"role": "assistant", "content": "b"}
+            )
+        late = krunch.prepare([{"role": "user", "content": "c"}], model="gpt-4o", session="s")
+        late.finish({"role": "assistant", "content": "d"})
+        other.prepare([{"role": "user", "content": "e"}], model="gpt-4o", session="t").finish(
+            {"role": "assistant", "content": "f"}
+        )
+        for session in ("s", "t"):
+            store.evict(session)
+
+        assert [turn.message["content"] for turn in store.turns("s")] == ["a", "b"]
+        assert [problem.error for problem in late.report.problems] == ["store_failed"]
+        assert [turn.message["content"] for turn in store.turns("t")] == ["e", "f"]
+        assert (watchers[0].left, watchers[1].left) == (0, 4)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from krunch_plugins import ConversationStore, Turn
+from krunch_plugins.turns import APART
 
 from .conftest import many, says
 
@@ -250,3 +251,57 @@ def test_a_follower_can_start_late_or_stay_away(open_store: Open) -> None:
     assert sorted((event.session, event.stop) for event in fresh) == [("s0", 268), ("s1", 266), ("s2", 266)]
     assert reset[0].kind == "reset"
     assert len(reset) == 4
+
+
+def test_trimming_one_session(open_store: Open) -> None:
+    """Turns before a number are removed, from the log, from segments and for those who follow; the others stay."""
+    store = open_store()
+    told: list[str | None] = []
+    store.append("long", many(250), tenant="t")
+    store.append("other", many(3), tenant="t")
+    _, cursor = store.since(None, tenant="t")
+    store.subscribe(told.append)
+    removed = [store.trim("long", start, tenant="t") for start in (0, 120, 120, 60)]
+
+    info = store.info("long", "t")
+    assert removed == [0, 120, 0, 0]
+    assert info is not None
+    assert (info.first, info.stop, info.turns) == (120, 250, 130)
+    assert [turn.message for turn in store.turns("long", tenant="t")] == many(250)[120:]
+    assert [turn.number for turn in store.recent("long", 200, tenant="t")] == list(range(120, 250))
+    assert told == ["t"]
+    assert [(event.kind, event.start) for event in store.since(cursor, tenant="t")[0]] == [("trim", 120)]
+    assert len(store.turns("other", tenant="t")) == 3
+    assert store.check().ok
+
+
+def test_trimming_everything(open_store: Open, tmp_path: Path) -> None:
+    """A session can lose all its turns and goes on with the next number; what it said is overwritten in time."""
+    store = open_store()
+    store.append("s", says(SECRET, SECRET))
+    removed = store.trim("s", 99)
+    assert store.append("s", says("next")) == range(2, 3)
+    store.forget("nobody")
+    store.append("gone", says("x"))
+    store.forget("gone")  # settles what is left over, as the background thread does
+
+    assert removed == 2
+    assert [turn.message["content"] for turn in store.turns("s")] == ["next"]
+    assert store.trim("nobody", 5) == 0
+    assert SECRET.encode() not in _everything(tmp_path)
+
+
+def test_retention_is_for_conversations(open_store: Open) -> None:
+    """Logs of other things that lie apart are not cut by retention, and nobody is told when they leave RAM."""
+    told: list[str | None] = []
+    store = open_store(retention_turns=2, on_evict=lambda *event: told.append(event[3]))
+    for tenant in ("t", f"{APART}checkpoints"):
+        store.append("s", many(5), tenant=tenant)
+    store.expire()
+    for tenant in ("t", f"{APART}checkpoints"):
+        store.evict("s", tenant=tenant)
+
+    assert len(store.turns("s", tenant="t")) == 2
+    assert store.turns("s", tenant=f"{APART}checkpoints")[0].message == many(5)[0]
+    assert told
+    assert set(told) == {"t"}

@@ -520,6 +520,32 @@ def test_state_is_put_only_where_the_session_is_still_the_same(open_store: Calla
     assert store.get_state("s", "n") is None
 
 
+def test_state_that_changes_in_one_step(open_store: Open) -> None:
+    """Changes of one state by many threads and two stores all count; one that fails leaves what was there."""
+    stores = [open_store(), open_store()]
+
+    def count(data: bytes | None) -> bytes:
+        return b"%d" % (int(data or b"0") + 1)
+
+    def fail(data: bytes | None) -> bytes:
+        raise RuntimeError("no")
+
+    workers = [
+        threading.Thread(target=lambda store=store: [store.update_state("s", "n", count) for _ in range(10)])
+        for store in stores * 2
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    with pytest.raises(RuntimeError):
+        stores[0].update_state("s", "n", fail)
+
+    assert stores[1].get_state("s", "n") == b"40"
+    assert stores[0].update_state("s", "n", count, tenant="t") == b"1"
+    assert stores[0].check().ok
+
+
 def test_forgotten_appends_do_not_hide_what_came_after(open_store: Callable[..., ConversationStore]) -> None:
     """However few events are asked for, none come only if nothing is new; forgotten appends are skipped."""
     store = open_store()

@@ -63,13 +63,16 @@ class MessagesStream:
 
     async def end(self, *, partial: bool) -> list[Any]:
         """What was held back; the hooks run."""
-        rest = [self._encode(data) for data in self._flush()]
+        rest: list[Any] = []
+        with telemetry.counted("end"):
+            rest = [self._encode(data) for data in self._flush()]
         raw = self._events.rest()
         if raw:
             rest.append(raw.decode(errors="replace") if self._encode is _encode_text else raw)
-        blocks = [block.whole() for _, block in sorted(self._blocks.items())]
-        if blocks:
-            await self._texts.aend(to_chat("assistant", blocks), partial=partial)
+        with telemetry.counted("end"):
+            blocks = [block.whole() for _, block in sorted(self._blocks.items())]
+            if blocks:
+                await self._texts.aend(to_chat("assistant", blocks), partial=partial)
         return rest
 
     def _take(self, data: Data) -> list[Data] | None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from krunch_litellm.wire.items import Slot
     from krunch_plugins import Exchange
     from krunch_plugins.exchange import TextWindow
+    from krunch_plugins.turns import Message
 
 _FIELDS = {
     "output_text": "text",
@@ -70,15 +71,25 @@ class ResponsesStream:
 
     async def end(self, *, partial: bool) -> list[Any]:
         """What was held back; the hooks run."""
-        rest = [self._numbers.next(event) for event in self._flush(lambda _: True)]
-        output = items(self.reply, "output") or [self._done[index] for index in sorted(self._done)]
-        message = reply_message(output)
+        rest: list[Any] = []
+        with telemetry.counted("end"):
+            rest = [self._numbers.next(event) for event in self._flush(lambda _: True)]
+        waiting = [event for events in self._waiting.values() for event in events]
+        with telemetry.counted("end"):
+            waiting = [self._numbers.next(out) for event in waiting for out in self._reasoned(event)]
+        with telemetry.counted("end"):
+            message = self._message()
+            if message.get("content") is not None or message.get("tool_calls"):
+                await self._texts.aend(message, partial=partial)
+        return [*rest, *waiting]
+
+    def _message(self) -> Message:
+        """The reply as the client has it, as a chat message."""
+        message = reply_message(items(self.reply, "output") or [self._done[index] for index in sorted(self._done)])
         if message.get("content") is None and not message.get("tool_calls"):
             told = "".join(text.told for key, text in self._open.items() if key[0] == "output_text")
             message["content"] = told or None
-        if message.get("content") is not None or message.get("tool_calls"):
-            await self._texts.aend(message, partial=partial)
-        return rest
+        return message
 
     def _event(self, event: Any, kind: str) -> list[Any]:  # noqa: ANN401 - dict or object
         """What goes out instead of an event; its numbers are put right by the caller."""

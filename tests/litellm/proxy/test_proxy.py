@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from krunch_plugins import ConversationStore
 from krunch_plugins.upstream import Answer
 from tests.litellm.proxy.conftest import Proxy, config, flat, restored, said, story, texts
 
@@ -211,12 +212,24 @@ def test_requests_that_make_no_sense_fail_as_they_do_without_krunch(proxy: Proxy
 
 
 def test_history_is_recorded_in_every_protocol(proxy: Proxy, upstream: Upstream, model: Model) -> None:
-    """One session, three protocols: each reply is recorded once, and what was said is found under the session."""
+    """One session, three protocols, plain and streamed: each question and each reply is recorded once, expanded."""
+    question = story()
     with proxy.http(x_session_id="mixed") as client:
+        replies = []
         for protocol, path in PATHS.items():
-            client.post(path, json=request(protocol, f"Hello in {protocol}")).raise_for_status()
-    with proxy.http("sk-0123456789abcdef-master") as client:
-        assert client.get("/health/liveliness").status_code == 200
+            for stream in (False, True):
+                asked = f"{protocol}, {stream}: {question}"
+                answer = client.post(path, json=request(protocol, asked, stream=stream))
+                replies.append(streamed(protocol, answer)[0] if stream else text(protocol, answer))
+    with ConversationStore(proxy.folder / "home") as store:
+        (tenant,) = [tenant for tenant in store.tenants() if "mixed" in store.sessions(tenant)]
+        turns = [turn.message for turn in store.turns("mixed", tenant=tenant)]
+
+    told = [message["content"] for message in turns]
+    said_back = [part if isinstance(part, str) else "".join(one["text"] for one in part) for part in told]
+    assert [message["role"] for message in turns] == ["user", "assistant"] * 6
+    assert said_back[1::2] == replies
+    assert all(question in asked for asked in said_back[::2])
 
 
 MINE = """
