@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from langchain_core.messages import BaseMessage, message_to_dict, messages_from_dict
 
@@ -163,13 +163,16 @@ def match(batch: Sequence[BaseMessage], turns: Sequence[Turn], claims: Claims, r
         claims: what is claimed of them.
         reads: numbers of the session's next turn when the history was read, at least one.
     """
-    # What stood between the turns of another exchange, and was hidden with it, may be claimed still.
     free = [turn for turn in turns if MARK not in turn.metadata and claims.flags.get(turn.number) != _CLAIMED]
     known: list[_Known] = [(turn, *_facts(turn)) for turn in free]
     found: dict[int, Turn] = {}
     end, since = len(known), min(reads)
+    # What stood between the turns of another exchange, and was hidden with it, may be claimed still; older ones are
+    # what templates made of questions, and the questions as they came back in later requests.
+    hidden = {number for number in claims.flags if number < max(reads)}
     for position in reversed(range(len(batch))):
-        index = _place(batch[position], known[:end], since, found.get(position + 1))
+        fresh = _Fresh(since, hidden)
+        index = _place(batch[position], known[:end], fresh, found.get(position + 1))
         if index is not None:
             turn = found[position] = known[index][0]
             end = index
@@ -178,13 +181,23 @@ def match(batch: Sequence[BaseMessage], turns: Sequence[Turn], claims: Claims, r
     return dict(sorted(found.items()))
 
 
-def _place(message: BaseMessage, known: Sequence[_Known], since: int, after: Turn | None) -> int | None:
+class _Fresh(NamedTuple):
+    """Of which turns words are enough: those from number `since` on that are not `hidden`."""
+
+    since: int
+    hidden: set[int]
+
+    def __contains__(self, number: object) -> bool:
+        return isinstance(number, int) and number >= self.since and number not in self.hidden
+
+
+def _place(message: BaseMessage, known: Sequence[_Known], fresh: _Fresh, after: Turn | None) -> int | None:
     """Which turn is a message's, if one is.
 
     Args:
         message: the message.
         known: the turns that it can be.
-        since: from which number on words are enough.
+        fresh: numbers of those whose words are enough.
         after: the turn of the message after it.
     """
     last = known[-1] if known else None
@@ -198,7 +211,7 @@ def _place(message: BaseMessage, known: Sequence[_Known], since: int, after: Tur
         turn, kind, message_id, words = known[index]
         if kind == message.type and not (message.id and message_id and message.id != message_id):
             by_id = bool(message.id) and message.id == message_id
-            if by_id or (words == gist and (turn.number >= since or turn.number == expected)):
+            if by_id or (words == gist and (turn.number in fresh or turn.number == expected)):
                 return index
     return None
 

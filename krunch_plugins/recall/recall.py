@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,16 @@ from krunch_plugins.recall.voices import UNREAD
 from krunch_plugins.settings import WEIGHTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
     from krunch_plugins.recall.voices import Voice
     from krunch_plugins.settings import RecallSettings, Settings
-    from krunch_plugins.turns import Embedder, SearchHit, SearchQuery, TurnStore
+    from krunch_plugins.turns import Embedder, SearchHit, SearchQuery, Turn, TurnStore
 
     Ask = Callable[[SearchQuery], Mapping[str, Sequence[SearchHit]]]
+
+_APART = 20
+"""Turns between two hits of a session up to which both are read in one go."""
 
 
 class Recall:
@@ -83,15 +87,30 @@ class Recall:
 
     def _read(self, hits: list[SearchHit], tenant: str | None) -> list[SearchHit]:
         """Put the turns themselves into the hits that have none yet; those that are gone by now are left out."""
-        whole = []
+        wanted: dict[str, list[int]] = defaultdict(list)
         for hit in hits:
             if hit.turn.message is UNREAD:
-                assert self._store is not None
-                turns = self._store.turns(hit.session, hit.turn.number, hit.turn.number + 1, tenant=tenant)
-                whole += [replace(hit, turn=turn) for turn in turns]
-            else:
+                wanted[hit.session].append(hit.turn.number)
+        turns = {(session, turn.number): turn for session in wanted for turn in self._turns(session, wanted, tenant)}
+        whole = []
+        for hit in hits:
+            if hit.turn.message is not UNREAD:
                 whole.append(hit)
+            elif turn := turns.get((hit.session, hit.turn.number)):
+                whole.append(replace(hit, turn=turn))
         return whole
+
+    def _turns(self, session: str, wanted: Mapping[str, list[int]], tenant: str | None) -> Iterator[Turn]:
+        """Turns of a session, those close to each other in one go: they lie in one frame, which is opened once."""
+        assert self._store is not None
+        runs: list[list[int]] = []
+        for number in sorted(wanted[session]):
+            if runs and number - runs[-1][-1] <= _APART:
+                runs[-1].append(number)
+            else:
+                runs.append([number])
+        for run in runs:
+            yield from self._store.turns(session, run[0], run[-1] + 1, tenant=tenant)
 
     def _forget(self, session: str, tenant: str | None) -> int:
         self._cache.drop(tenant)

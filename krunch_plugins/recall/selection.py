@@ -154,16 +154,13 @@ def choose(
     """
     fitting = _Fitting(weights, budget, tokenizer)
     taken = fitting.hits([hit for hit in hits if hit.text.strip()])
-    while taken:
-        everything = [*taken, *fitting.neighbours(taken, beside)]
-        for dropped in range(len(everything)):  # parts were counted one by one, and together may be a few tokens more
-            rest = everything[: len(everything) - dropped]
-            message = quote(_quotes(rest))
-            tokens = count(message["content"], tokenizer) + MESSAGE_TOKENS
-            if tokens <= budget:
-                places = [one.place for one in _in_time(rest)]
-                return Chosen(message, tokens, places, min(len(taken), len(rest)))
-        taken = taken[:-1]
+    everything = [*taken, *fitting.neighbours(taken, beside)]
+    for stop in range(len(everything), 0, -1):  # parts were counted one by one; together they may be a few tokens more
+        rest = everything[:stop]
+        message = quote(_quotes(rest))
+        tokens = count(message["content"], tokenizer) + MESSAGE_TOKENS
+        if tokens <= budget:
+            return Chosen(message, tokens, [one.place for one in _in_time(rest)], min(len(taken), stop))
     return None
 
 
@@ -206,6 +203,8 @@ class _Fitting:
         left, known = self._left, {one.place for one in hits}
         out: list[Candidate] = []
         for hit in hits:
+            if left < _LEAST // 2:  # not worth reading them
+                break
             for one in beside(hit):
                 if one.place in known:
                     continue

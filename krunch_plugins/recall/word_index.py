@@ -192,6 +192,11 @@ def number_of(row: int) -> int:
     return row >> LENGTH_BITS & MOST_TURNS - 1
 
 
+def slot_in(row: int) -> int:
+    """Where the rows of the turn's session lie."""
+    return row >> LENGTH_BITS + NUMBER_BITS
+
+
 def span(slot: int) -> tuple[int, int]:
     """The first and the last id that rows of a session can have."""
     return row_id(slot, 0, 0), row_id(slot + 1, 0, 0) - 1
@@ -205,8 +210,7 @@ def slot_of(connection: sqlite3.Connection, session: str) -> int | None:
 
 def session_of(connection: sqlite3.Connection, row: int) -> str:
     """The session of a row."""
-    slot = row >> LENGTH_BITS + NUMBER_BITS
-    name: bytes = connection.execute("SELECT name FROM sessions WHERE slot=?", (slot,)).fetchone()[0]
+    name: bytes = connection.execute("SELECT name FROM sessions WHERE slot=?", (slot_in(row),)).fetchone()[0]
     return name.decode("utf-8", "surrogatepass")
 
 

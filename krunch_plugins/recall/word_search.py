@@ -24,7 +24,7 @@ FADE = 0.8
 chance more often than BM25 allows for."""
 SATURATION = 1.2
 """BM25's k1 for windows, as SQLite has it for turns."""
-ROWS = 8000
+ROWS = 6000
 """Rows of the index that a query may look at, about. Its rarest terms come first; what is too common for that says
 little where so much is stored."""
 CANDIDATES = 300
@@ -35,6 +35,9 @@ the longest ones are counted, in bytes, so that scripts without spaces get their
 
 _CLASSES = (1 << LENGTH_BITS) - 1
 _FADES = f"CASE turns.rowid & {_CLASSES} {' '.join(f'WHEN {n} THEN {FADE**n!r}' for n in range(_CLASSES + 1))} END"
+
+_FEW = 1000
+"""Turns of a session up to which all of them are looked at, instead of one after the other."""
 
 Rows = tuple[int, int]
 
@@ -68,7 +71,8 @@ def rank(connection: sqlite3.Connection, query: SearchQuery, window_weight: floa
         windows = _Windows(connection, chosen, rows)
         scores = {row: score + window_weight * windows.score(row) for row, score in turns.items()}
         for row in windows.best(connection, wanted, filtering):
-            scores.setdefault(row, window_weight * windows.score(row))
+            if row not in scores:
+                scores[row] = window_weight * windows.score(row)
     best = sorted(((-score * _fade(row), row) for row, score in scores.items() if score > 0))
     return [Scored(row, -score) for score, row in best[: query.k]]
 
@@ -147,7 +151,8 @@ class _Windows:
     """
 
     def __init__(self, connection: sqlite3.Connection, chosen: Sequence[str], rows: Rows) -> None:
-        total = _count(connection, rows)
+        self._rows = rows
+        self._total = total = _count(connection, rows)
         places, gains = [], []
         for expression in chosen:
             sql = "SELECT rowid FROM turns WHERE turns MATCH ? AND rowid BETWEEN ? AND ?"
@@ -174,6 +179,9 @@ class _Windows:
         """The turns in the middle of the best windows, as far as they are there and pass the filter."""
         sql = f"SELECT id FROM docs WHERE id BETWEEN ? AND ?{filtering.sql}"  # noqa: S608 - nothing comes from the text
         found: list[int] = []
+        if self._total <= _FEW:
+            found = [row[0] for row in connection.execute(sql, (*self._rows, *filtering.values))]
+            return sorted(found, key=lambda row: (-self.score(row), row))[:wanted]
         for at in np.lexsort((self._places, -self._scores)).tolist():
             first = int(self._places[at]) << LENGTH_BITS
             row = connection.execute(sql, (first, first + _CLASSES, *filtering.values)).fetchone()

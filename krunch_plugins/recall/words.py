@@ -12,7 +12,7 @@ from krunch_plugins.errors import StoreError
 from krunch_plugins.recall.database import DatabaseReplaced
 from krunch_plugins.recall.following import Follower
 from krunch_plugins.recall.voices import found
-from krunch_plugins.recall.word_index import WordIndex, number_of, session_of
+from krunch_plugins.recall.word_index import WordIndex, number_of, session_of, slot_in
 from krunch_plugins.recall.word_search import rank
 
 if TYPE_CHECKING:
@@ -58,7 +58,9 @@ class Words:
                     log.warning("the index of words is still being built; a search was answered with what there is")
                 with self._index.database(query.tenant).reading() as connection:
                     scored = rank(connection, query, self._settings.window_weight)
-                    return [found(session_of(connection, row), number_of(row), score) for row, score in scored]
+                    rows = {slot_in(row): row for row, _ in scored}
+                    names = {slot: session_of(connection, row) for slot, row in rows.items()}
+                    return [found(names[slot_in(row)], number_of(row), score) for row, score in scored]
             except DatabaseReplaced:
                 continue  # it was damaged and is empty now: fill it and ask again
         raise StoreError("the index of words is damaged again each time it is made anew; check its disk")

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -569,3 +570,57 @@ def test_long_sessions(store: ConversationStore) -> None:
     expected = [text for index in range(150) for text in (f"question {index}", f"answer {index}")]
     assert texts(found) == expected
     assert len(store.turns("s")) == 300
+
+
+def answered(reply: str, given: Any) -> AIMessage:
+    """A model that always says the same."""
+    return AIMessage(reply)
+
+
+def worded(reply: str, messages: list[BaseMessage]) -> str:
+    """What a recorded model always says."""
+    return reply
+
+
+def the_same(history: KrunchChatMessageHistory, session: str) -> KrunchChatMessageHistory:
+    """One history for all calls."""
+    return history
+
+
+CALLS = st.lists(
+    st.tuples(
+        st.sampled_from(SHAPES),
+        st.sampled_from(["recorded", ""]),
+        st.sampled_from(["invoke", "stream"]),
+        st.sampled_from(["kept", ""]),
+        st.sampled_from(["a", "b"]),
+        st.sampled_from(["ok", "fine"]),
+    ),
+    max_size=7,
+)
+
+
+@settings(max_examples=8, deadline=None)
+@given(calls=CALLS)
+def test_any_sequence_of_calls(calls: Any, tmp_path_factory: Any) -> None:
+    """Chains of all shapes, wrapped or not, one after another in one session, words that repeat: all is there once."""
+    with (
+        ConversationStore(tmp_path_factory.mktemp("store"), upkeep_seconds=0) as opened,
+        Krunch(Settings(mode="off"), store=opened) as recorder,
+    ):
+        kept = KrunchChatMessageHistory("s", store=opened)
+        said: list[str] = []
+        for shape, recorded, how, keeps, question, reply in calls:
+            plain: Any = RunnableLambda(partial(answered, reply))
+            model = Recording(krunch=recorder, session="s", answer=partial(worded, reply)) if recorded else plain
+            own = kept if keeps else KrunchChatMessageHistory("s", store=opened)
+            chain, ask = shapes(model, partial(the_same, own))[shape]
+            if how == "stream":
+                list(chain.stream(ask(question), of()))
+            else:
+                chain.invoke(ask(question), of())
+            said += [question, reply]
+            found = KrunchChatMessageHistory("s", store=opened).messages
+
+            assert [message.text.strip() for message in found] == said
+            assert [message.type for message in found] == ["human", "ai"] * (len(said) // 2)

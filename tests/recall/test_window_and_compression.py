@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 Message = dict[str, Any]
 WORDS = {"voices": ["words"]}  # what vectors find depends on how far the background has come
 
+NOON = 1_709_294_400.0
+"""Quotes say to the minute when something was said, so two runs that are compared need one clock."""
+
 
 def played(krunch: Krunch, messages: list[Message]) -> list[list[Message]]:
     """Each request of a conversation as sent."""
@@ -41,11 +44,11 @@ def played(krunch: Krunch, messages: list[Message]) -> list[list[Message]]:
 )
 def test_what_is_sent_stands_for_the_request_after_recall(tmp_path: Path, options: dict[str, Any]) -> None:
     """However requests are compressed, `restore` gives what the window made of them, quotes included."""
-    messages = agent_conversation(random.Random(7), 25)
+    messages = agent_conversation(random.Random(7), 14)
     facts: dict[str, Any] = {"context_window": 900, "recall": WORDS}
-    with Krunch(Settings(home=str(tmp_path / "plain"), roles=[], **facts)) as krunch:
+    with Krunch(Settings(home=str(tmp_path / "plain"), roles=[], **facts), clock=lambda: NOON) as krunch:
         plain = played(krunch, messages)
-    with Krunch(Settings(home=str(tmp_path / "sent"), **facts, **options)) as krunch:
+    with Krunch(Settings(home=str(tmp_path / "sent"), **facts, **options), clock=lambda: NOON) as krunch:
         sent = played(krunch, messages)
 
     assert [restore(request) for request in sent] == plain
