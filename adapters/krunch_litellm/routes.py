@@ -15,8 +15,9 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Depends, HTTPException
-from litellm.proxy._types import LiteLLMRoutes, LitellmUserRoles, UserAPIKeyAuth
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
+from fastapi.routing import APIRoute
+from litellm.proxy._types import LiteLLMRoutes, LitellmUserRoles, ProxyException, UserAPIKeyAuth
 from litellm.proxy.auth.user_api_key_auth import user_api_key_auth
 
 from krunch_litellm import telemetry
@@ -25,7 +26,7 @@ from krunch_litellm.identity import is_session, tenant_of
 from krunch_plugins import Krunch, KrunchError, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 
     from krunch_litellm.figures import Summary
 
@@ -38,6 +39,27 @@ _SESSIONS, _SERIES = 100, 20
 """Sessions that the statistics list, the last used first, and requests of each; one session's own page has more."""
 _STEADY = 0.01
 """Net efficiencies that differ by no more are a stable trend; the monitor of `krunch_plugins` has the same bound."""
+
+
+class _Guarded(APIRoute):
+    """A route that says 401 where LiteLLM, without a database, says 400 or 500 to a missing or unknown key."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """What serves a request."""
+        serve = super().get_route_handler()
+
+        async def guarded(request: Request) -> Response:
+            try:
+                return await serve(request)
+            except (ProxyException, ModuleNotFoundError) as error:  # only the authentication raises them here
+                # To tell what is wrong with a key it looks into its database's client, which may not be installed.
+                no_client = getattr(error, "name", None) == "prisma"
+                if no_client or str(getattr(error, "code", "")) in {"400", "500"}:
+                    raise HTTPException(401, "no key, or one that this proxy does not know") from error
+                raise
+
+        return guarded
+
 
 Caller = Annotated[UserAPIKeyAuth, Depends(user_api_key_auth)]
 
@@ -67,7 +89,7 @@ def _warm_up() -> None:
 
 
 def _router(krunch: Callable[[], Krunch]) -> APIRouter:
-    router = APIRouter(prefix=PREFIX, tags=["compression"])
+    router = APIRouter(prefix=PREFIX, tags=["compression"], route_class=_Guarded)
 
     @router.get("/stats")
     async def stats(caller: Caller) -> dict[str, Any]:

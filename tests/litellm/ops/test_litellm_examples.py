@@ -85,3 +85,13 @@ def test_the_clients_of_the_proxy_save_tokens(model: Upstream, example_proxy: Pr
     body = model.requests[-1]
     sent = body.get("messages") or body["input"]
     assert str(sent).count(SAID) < 40
+
+
+def test_litellms_own_keys_guard_the_routes(example_proxy: Proxy) -> None:
+    """With LiteLLM's own authentication: 401 without a key or with a wrong one, everything with the master key."""
+    statuses = []
+    for key in (None, "sk-somebody-else", MASTER):
+        with example_proxy.client(key) as client:
+            statuses.append(client.get("/v1/compression/stats").status_code)
+
+    assert statuses == [401, 401, 200]
