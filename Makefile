@@ -10,7 +10,7 @@ CORPUS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-versions lint types bench bench-recall wheel format clean
+.PHONY: help demo test test-versions lint types bench bench-recall bench-context wheel format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -24,6 +24,8 @@ test: $(READY)  ## the whole test suite
 test-versions:  ## the adapters against the oldest and the newest LiteLLM, LangChain and LangGraph; takes long
 	tests/versions/run.sh "oldest litellm" litellm
 	tests/versions/run.sh -e agents -t tests/langchain "oldest langchain-core" "langchain-core langchain langgraph"
+	tests/versions/run.sh -e agents -t "tests/langchain/test_saver.py tests/langchain/test_memory_store.py" \
+	    "oldest langgraph-checkpoint"
 
 lint: $(READY)  ## ruff: rules and formatting
 	$(RUN) ruff check .
@@ -37,6 +39,10 @@ bench: $(READY)  ## the table of figures in the README; CORPUS=path measures oth
 
 bench-recall: $(READY)  ## what search finds of long conversations: CORPUS=folder with them and their questions
 	$(VENV)/bin/python bench/recall.py quality $(CORPUS)
+
+bench-context: $(READY)  ## what smart contexts hold, and what the window costs: CORPUS=folder with long conversations
+	$(VENV)/bin/python bench/context.py smart $(CORPUS)
+	$(VENV)/bin/python bench/context.py window $(CORPUS)
 
 wheel: $(READY)  ## build dist/*.whl
 	rm -rf dist
