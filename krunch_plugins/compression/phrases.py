@@ -36,7 +36,7 @@ _JOINTS = (
 )
 # Lookaheads for single characters spare most places the alternatives behind them: a third of the time.
 _VALUE = rf"{_WORD}+(?:(?=[-.@'\u2019,:/+\u00a0\u2009\u202f])(?:{'|'.join(_JOINTS)}){_WORD}+)*"
-_SIGNED = rf"(?=[-+\u2212.])(?<![0-9A-Za-z_)\]])(?:[-+\u2212]\.?|\.)(?=[0-9]){_VALUE}"
+_SIGNED = rf"(?=[-+\u2212.])(?<![0-9A-Za-z_)\]])(?:[-+\u2212]\.?|\.)(?=\d){_VALUE}"
 # A literal mark goes with what makes it one, and with the rest of a value that begins with its number.
 _MARKS = rf"{MARK}+(?:[0-9]*[={{\[]|{_VALUE})?"
 # A rule such as ======== is one thing.

@@ -181,6 +181,13 @@ BROKEN_BEFORE = {
         ".\u22125.network_timeout.each.user42.x².camelCaseName.½:Ce.\u22125.network_timeout.each.user42.x².camelCaseName.½:",
         "#2024-01-31 10:05:33,120 人々(0eut.ea1 10:05:33,120 人々 2\n",
     ],
+    "a sign in front of a digit of another script": [
+        (
+            "\n|12|13\n=1\u2009000+¤+\u0663/service the time,service the tim.été 1|12|13\n"
+            "=1\u2009000+¤+\u0663/service the time,service the tim.été"
+        )
+    ],
+    "a full stop between a bracket and a digit": ["9f86d081884c7d65//9f86d081884c7d65/).9f86d081884c7d65/"],
     "a literal symbol in a template": [
         "this, naïve, each, Straße, 東京都.this, naïve=this, naïve, each, Straße, 東京都.this, naïve",
         "".join(

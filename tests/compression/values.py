@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 _PLAIN = (
     r"\w+(?:[-.@'\u2019]\w+)*",  # words and names: don't, x-request-id, foo.bar_baz, mia@example.com, 1.2.3, a UUID
-    r"(?<![\w.])\.\d+",  # .5
+    r"(?<![\w.)\]])\.\d+",  # .5
     r"(?<![\w)\].%-])[-+\u2212]\.?\d(?:[\w.]*\w)?",  # -3 +7
     r"\b\d[\d_.]*[eE][-+]?\d+\b",  # 1e+16
     r"\b\d{1,3}(?:[,.'\u2019\u00a0\u2009\u202f]\d{3})+(?:[.,]\d+)?\b",  # 1,234,567.89
