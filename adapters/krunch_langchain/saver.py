@@ -174,15 +174,18 @@ class KrunchSaver(BaseCheckpointSaver[Any]):
         runs = set(run_ids)
         if not runs:
             return
+
+        def others(state: State) -> Iterator[Place]:
+            for place, saved in state.checkpoints.items():
+                if state.values.load(saved.metadata, self.serde).get("run_id") not in runs:
+                    yield place
+
         for thread in self._store.sessions(self._tenant):
             log = self._thread(thread)
             with log.lock:
                 state = log.state()
-                metadata = {
-                    place: state.values.load(saved.metadata, self.serde) for place, saved in state.checkpoints.items()
-                }
-                if any(about.get("run_id") in runs for about in metadata.values()):
-                    log.keep(place for place, about in metadata.items() if about.get("run_id") not in runs)
+                if len(list(others(state))) < len(state.checkpoints):
+                    log.keep(others)
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Add all checkpoints and writes of one thread to another."""
@@ -203,9 +206,7 @@ class KrunchSaver(BaseCheckpointSaver[Any]):
         if strategy not in (_KEEP_LATEST, _DELETE):
             raise ValueError(f"prune(strategy={strategy!r}); there are {_KEEP_LATEST!r} and {_DELETE!r}")
         for thread in map(str, thread_ids):
-            log = self._thread(thread)
-            with log.lock:
-                log.keep(self._needed(log.state()) if strategy == _KEEP_LATEST else ())
+            self._thread(thread).keep(self._needed if strategy == _KEEP_LATEST else lambda _: ())
 
     def get_next_version(self, current: Any, channel: None) -> Any:  # noqa: ANN401, ARG002 - LangGraph's signature
         """Whole numbers. Those of a thread that another saver began go on in its own form."""

@@ -170,12 +170,16 @@ class ThreadLog:
 
         self._append(record)
 
-    def keep(self, places: Iterable[Place]) -> None:
-        """Give up all checkpoints but these, and their writes; the thread itself, if none is left."""
-        wanted = set(places)
+    def keep(self, choose: Callable[[State], Iterable[Place]]) -> None:
+        """Give up all checkpoints but some, and their writes; the thread itself, if none is left.
+
+        Args:
+            choose: says which stay. Asked again when another process has written meanwhile, which is not to be lost.
+        """
         with self.lock:
             for _ in range(_ATTEMPTS):
                 state = self.state()
+                wanted = set(choose(state))
                 kept = [place for place in state.checkpoints if place in wanted]
                 if len(kept) == len(state.checkpoints) and not set(state.writes) - set(kept):
                     return

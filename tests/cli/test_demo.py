@@ -43,8 +43,11 @@ class OtherModel(RecordedModel):
         return Answer((recorded.text or "") + "!", recorded.tool_calls)
 
 
-def test_a_reply_that_is_not_exact_fails_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_reply_that_is_not_exact_fails_the_demo(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The checks of the demo can fail: a reply that differs by a character is counted and shown."""
+    monkeypatch.setenv("COLUMNS", "200")  # room for the column that says so
     code = run(OtherModel())
 
     out = capsys.readouterr().out

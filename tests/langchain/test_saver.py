@@ -366,3 +366,37 @@ def test_a_copied_thread_goes_its_own_way(store: ConversationStore) -> None:
     assert len(list(saver.list(thread("two")))) == 2 * len(one)
     assert len(chat.get_state(thread("one")).values["messages"]) == 2
     assert len(chat.get_state(thread("copy")).values["messages"]) == 4
+
+
+class Meddled(JsonPlusSerializer):
+    """Lets something happen between two looks at a thread, as another process would."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.then: Callable[[], object] | None = None
+
+    def loads_typed(self, data: tuple[str, bytes]) -> Any:
+        then, self.then = self.then, None
+        if then is not None:
+            then()
+        return super().loads_typed(data)
+
+
+@pytest.mark.parametrize("strategy", ["runs", "keep_latest"])
+def test_what_others_write_while_something_is_given_up_stays(store: ConversationStore, strategy: str) -> None:
+    """A checkpoint that another process writes while runs are deleted, or a thread is pruned, is not lost."""
+    writer = KrunchSaver(store)
+    for run in ("x", "y"):
+        writer.put(thread(), empty_checkpoint(), {"source": "loop", "step": 0, "run_id": run}, {})
+    serde = Meddled()
+    about: Any = {"source": "loop", "step": 1, "run_id": "z"}
+    serde.then = lambda: writer.put(thread(), empty_checkpoint(), about, {})
+    saver = KrunchSaver(store, serde=serde)
+    if strategy == "runs":
+        saver.delete_for_runs(["x"])
+    else:
+        saver.prune(["t"])
+
+    runs = [dict(found.metadata)["run_id"] for found in KrunchSaver(store).list(thread())]
+    assert "x" not in runs
+    assert "z" in runs
