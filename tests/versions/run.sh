@@ -57,7 +57,8 @@ for requirements in "$@"; do
     pip=("$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check)
     common=(--editable ".[$extras]" anthropic hypothesis openai opentelemetry-sdk prometheus-client pytest pytest-asyncio)
     # What only the tests of LangChain's adapter import.
-    [[ $extras == *agents* ]] && common+=(langchain-openai langchain-tests langgraph-checkpoint-conformance)
+    [[ $extras == *agents* ]] && common+=(langchain-classic langchain-openai langchain-tests
+        langgraph-checkpoint-conformance langgraph-checkpoint-sqlite)
     # shellcheck disable=SC2086  # several requirements may stand in one argument
     if ! "${pip[@]}" "${common[@]}" $requirements && ! { [ -n "$fallback" ] && "${pip[@]}" "${common[@]}" "$fallback"; }; then
         summary+=("not installed: $requirements") && failed=1
