@@ -13,7 +13,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING
 
-from krunch_plugins.errors import StoreBusy, StoreError, StoreFull, StoreUnavailable
+from krunch_plugins.errors import StoreBusy, StoreClosed, StoreError, StoreFull, StoreUnavailable
 from krunch_plugins.recall.files import FileLock
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def _close_all() -> None:
     """Settle what nobody closed: SQLite would move the log into the file at the end, and write no digest."""
     for database in list(_OPEN):
         with contextlib.suppress(Exception):
-            database.close()
+            database.retire()
 
 
 class DatabaseReplaced(Exception):  # noqa: N818 - it tells that one has to begin anew
@@ -78,6 +78,7 @@ class IndexDatabase:
 
     def _begin(self) -> None:
         self._pid = os.getpid()
+        self._retired = False
         self._present, self._writer = (FileLock(self.path.with_suffix(suffix)) for suffix in (".open", ".writer"))
         self._writing = threading.RLock()  # taken before the other one, and held as long as something is written
         self._lock = threading.RLock()  # guards what follows; held for moments, or while the file is checked
@@ -100,7 +101,7 @@ class IndexDatabase:
             DatabaseReplaced: it was damaged.
         """
         with self._lock:
-            self._open()
+            self._use()
             generation = self._generation
             connection = self._idle.pop() if self._idle else None
         try:
@@ -125,7 +126,7 @@ class IndexDatabase:
     def alone(self, timeout: float = 0.0) -> Iterator[bool]:
         """Be the only one who writes, of all threads and processes; yields False if another process does. Reentrant."""
         with self._lock:
-            self._open()
+            self._use()
         with self._writing:
             if self._writer.held:
                 yield True
@@ -212,6 +213,18 @@ class IndexDatabase:
             self._drop_connections()
             self._identity = None
             self._present.release()
+
+    def retire(self) -> None:
+        """`close` for good, because the process ends: a thread that goes on may die at any place, amid `_create`."""
+        with self._lock:
+            self._retired = True
+        self.close()
+
+    def _use(self) -> None:
+        """Have the file open; the lock is held."""
+        if self._retired and self._pid == os.getpid():
+            raise StoreClosed
+        self._open()
 
     def _open(self) -> None:
         """Check and open the file unless it is open; the lock is held."""
