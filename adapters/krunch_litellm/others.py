@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from krunch_litellm.requests import cache_namespace, session_of
+from krunch_litellm.requests import cache_namespace, session_of, within
 from krunch_litellm.wire.messages import MessagesWire
 from krunch_litellm.wire.responses import ResponsesWire
 
@@ -66,7 +66,7 @@ class OtherCalls:
         changed = request.arguments(exchange)
         namespace = cache_namespace(krunch, exchange, request.messages, arguments, "plain")
         if namespace is not None:
-            changed["cache"] = {**(arguments.get("cache") or {}), "namespace": namespace}
+            changed.update(within(namespace, arguments))
         self._calls[logged] = _Call(call_type, request, exchange)
         return {**arguments, **changed}
 
