@@ -95,7 +95,7 @@ class Preparer:
         model = str(data.get("model"))
         names = deployed(model, key.team_id)
         krunch = self._configuration.krunch_for(names, key)
-        telemetry.heed(krunch)
+        await telemetry.aheed(krunch)
         identity = identify(data, key)
         facts: dict[str, Any] = {
             "model": names[-1],

@@ -1,11 +1,12 @@
 """What the proxy's operator is told about each request. Figures and names only, never message text.
 
-The proxy's hooks call `heed` before a request, `prepared`, `ended` and `failed`; nothing here raises into them. From
+The proxy's hooks call `aheed` before a request, `prepared`, `ended` and `failed`; nothing here raises into them. From
 here it goes to the figures that all workers share, to Prometheus where LiteLLM has it on, and to OpenTelemetry.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import hashlib
 import logging
@@ -38,7 +39,7 @@ OTHER_MODEL = "(other)"
 _MODELS = 200
 _P = ParamSpec("_P")
 
-_lock = threading.Lock()
+_lock, _heeding = threading.Lock(), threading.Lock()
 _workers: Workers | None = None
 _serving: WeakSet[Krunch] = WeakSet()
 _legends: OrderedDict[tuple[str, str], Mapping[str, str]] = OrderedDict()
@@ -81,9 +82,19 @@ def legend(tenant: str, session: str) -> Mapping[str, str] | None:
 
 @_quietly
 def heed(krunch: Krunch) -> None:
-    """Before each request: forget what was reset or forgotten in another worker since the last one."""
-    for reset in workers(krunch).heed():
-        forget(reset)
+    """Forget what was reset or forgotten in another worker since the last call. May wait for the disk."""
+    shared = workers(krunch)
+    with _heeding:  # whoever finds nothing to forget goes on only when it is forgotten
+        for reset in shared.heed():
+            forget(reset)
+
+
+async def aheed(krunch: Krunch) -> None:
+    """`heed`, before each request: what may wait for the disk runs in a thread."""
+    if _workers is None or _workers.is_behind or _heeding.locked():
+        await asyncio.to_thread(heed, krunch)
+    else:
+        workers(krunch)
 
 
 @_quietly

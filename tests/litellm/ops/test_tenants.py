@@ -155,7 +155,7 @@ def test_the_cache_gives_nobody_the_reply_of_another(proxy: Proxy, model_server:
         {"metadata": {"redis_namespace": "n"}},
         {"litellm_params": {"preset_cache_key": "k"}},
     ],
-    ids=lambda body: "-".join(body),
+    ids="-".join,
 )
 def test_nobody_asks_the_cache_for_the_reply_of_another(proxy: Proxy, text: str, body: dict[str, Any]) -> None:
     """Whatever a request tells LiteLLM's cache about its key, it gets replies to its own key's session only."""
