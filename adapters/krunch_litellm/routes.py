@@ -133,6 +133,7 @@ def _stats(krunch: Krunch, tenant: str | None) -> dict[str, Any]:
     telemetry.heed(krunch)
     shared.flush()
     summary = shared.figures.summary(tenant, series=_SESSIONS)
+    memory_kb = summary.memory_kb if tenant is None else telemetry.memory_kb_of(krunch, tenant)
     conversations = summary.conversations
     settings = krunch.settings
     return {
@@ -143,7 +144,7 @@ def _stats(krunch: Krunch, tenant: str | None) -> dict[str, Any]:
                 "total_turns_processed": summary.requests,
                 "symbols_in_use": _sum(conversations, "symbols"),
                 "avg_turns_per_conversation": _sum(conversations, "requests") / max(len(conversations), 1),
-                "memory_usage_kb": round(summary.memory_kb, 1) if tenant is None else _memory_of(krunch, tenant),
+                "memory_usage_kb": round(memory_kb, 1),
             },
             "config": settings.efficiency.model_dump(),
         },
@@ -160,11 +161,6 @@ def _stats(krunch: Krunch, tenant: str | None) -> dict[str, Any]:
             "errors": _errors(summary),
         },
     }
-
-
-def _memory_of(krunch: Krunch, tenant: str) -> float:
-    """KiB that this worker holds for one tenant; the memo, which tenants share, is not counted."""
-    return round(krunch.stats(tenant=tenant).memory_usage_kb, 1)
 
 
 def _reset(krunch: Krunch, tenant: str | None) -> None:
