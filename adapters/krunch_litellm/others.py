@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 from krunch_litellm.requests import cache_namespace, session_of, within
 from krunch_litellm.wire.messages import MessagesWire
+from krunch_litellm.wire.places import written
 from krunch_litellm.wire.responses import ResponsesWire
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class OtherCalls:
             tools=request.tools,
             json_reply=request.json_reply,
         )
-        changed = request.arguments(exchange)
+        changed = await written(request, exchange)
         namespace = cache_namespace(krunch, exchange, request.messages, arguments, "plain")
         if namespace is not None:
             changed.update(within(namespace, arguments))

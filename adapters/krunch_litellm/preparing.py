@@ -15,6 +15,7 @@ from krunch_litellm.proxied import ProxiedCall
 from krunch_litellm.requests import Call, SentMessages, cache_namespace, own_namespace, within
 from krunch_litellm.wire.chat import ChatWire
 from krunch_litellm.wire.messages import MessagesWire
+from krunch_litellm.wire.places import written
 from krunch_litellm.wire.responses import ResponsesWire
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class Preparer:
             exchange = await chain.aprepare(request, facts)
         else:
             exchange = await krunch.aprepare(request.messages, **facts)
-        changed = {} if exchange.messages == request.messages else request.arguments(exchange)
+        changed = {} if exchange.messages == request.messages else await written(request, exchange)
         sent = NestedMessages(changed.get("messages") or exchange.messages, Call(exchange, self))
         if "messages" in changed and isinstance(request, ChatWire):
             changed["messages"] = sent
