@@ -13,6 +13,7 @@ from krunch_plugins.recall.quoting import is_recalled
 from krunch_plugins.report import ContextReport, Cost, MessageReport, Problem, Report
 from krunch_plugins.settings import Settings
 from krunch_plugins.storage.store import ConversationStore
+from krunch_plugins.tokens import load_tokenizer
 from krunch_plugins.turns import Embedder, MemoStore, SearchHit, SearchQuery, Turn
 
 __all__ = [
@@ -41,5 +42,6 @@ __all__ = [
     "default_krunch",
     "hookimpl",
     "is_recalled",
+    "load_tokenizer",
     "restore",
 ]

@@ -164,6 +164,20 @@ def load(encoding: str, *, wait: bool = False) -> Tokenizer:
     raise TokenizerUnavailable(encoding, "its file is being downloaded in the background")
 
 
+def load_tokenizer(model: str) -> None:
+    """Load the tokenizer of a model, which takes most of a second, before the first request has to wait for it.
+
+    No plugin takes part. Where its file has to be downloaded, that is started in the background.
+
+    Args:
+        model: the model's name, with or without its provider.
+
+    Raises:
+        TokenizerUnavailable: it is being downloaded, or could not be loaded.
+    """
+    load(encoding_for(model)[0])
+
+
 def _load_now(encoding: str, folder: str | None) -> Tokenizer:
     """Build the tokenizer; `folder` is where its file lies (None: tiktoken's default). Needs the lock."""
     import tiktoken

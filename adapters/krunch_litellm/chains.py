@@ -18,6 +18,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from krunch_litellm.wire.fields import get
 from krunch_plugins import Report
@@ -37,18 +38,29 @@ _LONGEST = 1000
 """Responses in a chain; one that is longer is treated as if it were not known."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Remembered:
+    """What expands a response, whose session it is of, and how many characters it holds."""
+
+    reader: Exchange
+    session: str | None
+    size: int
+
+
 class Chains:
     """What this process remembers of responses, by tenant and id. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._readers: OrderedDict[tuple[str | None, str], tuple[Exchange, int]] = OrderedDict()
+        self._readers: OrderedDict[tuple[str | None, str], _Remembered] = OrderedDict()
         self._size = 0
+        _all.add(self)
 
     def reader(self, tenant: str | None, response_id: str) -> Exchange | None:
         """An exchange that expands what the model says in or after a response; None if it is not remembered."""
         with self._lock:
-            return self._readers.get((tenant, response_id), (None, 0))[0]
+            found = self._readers.get((tenant, response_id))
+        return None if found is None else found.reader
 
     def remember(self, tenant: str | None, response_id: str, exchange: Exchange) -> None:
         """Keep what expands a response."""
@@ -60,10 +72,45 @@ class Chains:
         bare = replace(exchange, messages=[], original=[], tools=None, session=None, report=Report(), conversation=None,
                        metadata={}, turn_metadata=None, no_definitions=frozenset(), symbols=symbols)  # fmt: skip
         with self._lock:
-            self._size += size - self._readers.pop((tenant, response_id), (None, 0))[1]
-            self._readers[tenant, response_id] = bare, size
+            self._drop((tenant, response_id))
+            self._readers[tenant, response_id] = _Remembered(bare, exchange.session, size)
+            self._size += size
             while self._size > _REMEMBERED:
-                self._size -= self._readers.popitem(last=False)[1][1]
+                self._drop(next(iter(self._readers)))
+
+    def forget(self, tenant: str | None, session: str | None) -> None:
+        """Forget the responses of a session, of a tenant (no session), or all of them (neither)."""
+        with self._lock:
+            for key, one in tuple(self._readers.items()):
+                if tenant in {None, key[0]} and session in {None, one.session}:
+                    self._drop(key)
+
+    def size(self, tenant: str | None = None) -> int:
+        """Characters that are held, of all tenants or of one."""
+        if tenant is None:
+            return self._size
+        with self._lock:
+            return sum(one.size for (owner, _), one in self._readers.items() if owner == tenant)
+
+    def _drop(self, key: tuple[str | None, str]) -> None:
+        """Forget one, if it is there; the lock is held."""
+        dropped = self._readers.pop(key, None)
+        self._size -= 0 if dropped is None else dropped.size
+
+
+_all: WeakSet[Chains] = WeakSet()
+"""All there are, so that none is left out when something is to be forgotten."""
+
+
+def forget(tenant: str | None, session: str | None) -> None:
+    """`Chains.forget`, of all there are."""
+    for chains in tuple(_all):
+        chains.forget(tenant, session)
+
+
+def memory_kb(tenant: str | None = None) -> float:
+    """KiB that all there are hold, at a byte for each character, of all tenants or of one."""
+    return sum(chains.size(tenant) for chains in tuple(_all)) / 1024
 
 
 @dataclass(frozen=True, slots=True)

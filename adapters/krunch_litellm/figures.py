@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
 FILE = "figures.db"
@@ -275,15 +275,16 @@ class Figures:
             self._base.execute("DELETE FROM resets WHERE number <= ?", (number - RESETS,))
         return number
 
-    def resets_since(self, number: int) -> tuple[list[Reset], int]:
-        """The resets after number `number`, oldest first, and the number to ask with next time."""
+    def resets_since(self, number: int, *, own: Collection[int] = ()) -> tuple[list[Reset], int]:
+        """The resets after number `number` less those in `own`, oldest first, and the number to ask with next time."""
         with self._lock:
             rows = self._base.execute(
                 "SELECT number, tenant, session FROM resets WHERE number > ? ORDER BY number", (number,)
             ).fetchall()
         if rows and rows[0]["number"] > number + 1:  # some are not kept any more
             return [Reset(None, None)], rows[-1]["number"]
-        return [Reset(row["tenant"], row["session"]) for row in rows], rows[-1]["number"] if rows else number
+        others = [Reset(row["tenant"], row["session"]) for row in rows if row["number"] not in own]
+        return others, rows[-1]["number"] if rows else number
 
     def last_reset(self) -> int:
         """The number of the last reset, 0 if there was none."""

@@ -79,6 +79,18 @@ class KrunchGuardrail(CustomGuardrail):
         finally:
             await items.aclose()
 
+    async def async_post_call_failure_hook(
+        self,
+        request_data: dict[str, Any],
+        original_exception: Exception,
+        user_api_key_dict: UserAPIKeyAuth,
+        traceback_str: str | None = None,
+    ) -> None:
+        """Note that there will be no reply."""
+        await proxy.krunch.async_post_call_failure_hook(
+            request_data, original_exception, user_api_key_dict, traceback_str
+        )
+
     async def async_post_call_response_headers_hook(
         self,
         data: dict[str, Any],

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from krunch_litellm.requests import cache_namespace, session_of
+from krunch_litellm.requests import cache_namespace, session_of, within
 from krunch_litellm.wire.messages import MessagesWire
+from krunch_litellm.wire.places import written
 from krunch_litellm.wire.responses import ResponsesWire
 
 if TYPE_CHECKING:
@@ -63,10 +64,10 @@ class OtherCalls:
             tools=request.tools,
             json_reply=request.json_reply,
         )
-        changed = request.arguments(exchange)
+        changed = await written(request, exchange)
         namespace = cache_namespace(krunch, exchange, request.messages, arguments, "plain")
         if namespace is not None:
-            changed["cache"] = {**(arguments.get("cache") or {}), "namespace": namespace}
+            changed.update(within(namespace, arguments))
         self._calls[logged] = _Call(call_type, request, exchange)
         return {**arguments, **changed}
 

@@ -12,9 +12,10 @@ from krunch_litellm.chains import Chain
 from krunch_litellm.configuration import deployed
 from krunch_litellm.identity import identify
 from krunch_litellm.proxied import ProxiedCall
-from krunch_litellm.requests import Call, SentMessages, cache_namespace, own_namespace
+from krunch_litellm.requests import Call, SentMessages, cache_namespace, own_namespace, within
 from krunch_litellm.wire.chat import ChatWire
 from krunch_litellm.wire.messages import MessagesWire
+from krunch_litellm.wire.places import written
 from krunch_litellm.wire.responses import ResponsesWire
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class Preparer:
         model = str(data.get("model"))
         names = deployed(model, key.team_id)
         krunch = self._configuration.krunch_for(names, key)
-        telemetry.heed(krunch)
+        await telemetry.aheed(krunch)
         identity = identify(data, key)
         facts: dict[str, Any] = {
             "model": names[-1],
@@ -110,22 +111,26 @@ class Preparer:
             exchange = await chain.aprepare(request, facts)
         else:
             exchange = await krunch.aprepare(request.messages, **facts)
-        changed = {} if exchange.messages == request.messages else request.arguments(exchange)
+        changed = {} if exchange.messages == request.messages else await written(request, exchange)
         sent = NestedMessages(changed.get("messages") or exchange.messages, Call(exchange, self))
         if "messages" in changed and isinstance(request, ChatWire):
             changed["messages"] = sent
         namespace = _namespace(krunch, exchange, request, data)
         if namespace is not None:
-            changed["cache"] = {**(data.get("cache") or {}), "namespace": namespace}
+            changed.update(within(namespace, data))
         serving.set(sent)
         call = ProxiedCall(exchange, identity, call_type, model, request, krunch, bool(data.get("stream")), chain)
         return call, changed
 
 
 def _namespace(krunch: Krunch, exchange: Exchange, request: WireRequest, data: Mapping[str, Any]) -> str | None:
-    """The namespace of a request in the proxy's response cache: its session's own, if it has one."""
+    """The namespace of a request in the proxy's response cache: its session's own; without a session its key's own.
+
+    Also of one that goes out as it came, or keys would get each other's replies to short requests. Where Krunch is not
+    on, requests without a session are cached as if it were not there.
+    """
     if litellm.cache is None and not data.get("caching"):
         return None
-    if exchange.session is not None:
-        return own_namespace(exchange, data, "wire")
-    return cache_namespace(krunch, exchange, request.messages, data, "wire")
+    if exchange.session is None and exchange.report.mode != "on":
+        return cache_namespace(krunch, exchange, request.messages, data, "wire")
+    return own_namespace(exchange, data, "wire")

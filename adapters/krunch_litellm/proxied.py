@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -71,6 +72,7 @@ class InFlight:
 
     def __init__(self) -> None:
         self._calls: WeakKeyDictionary[Any, ProxiedCall] = WeakKeyDictionary()
+        self._current: ContextVar[ProxiedCall | None] = ContextVar("krunch_litellm_proxied", default=None)
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -78,11 +80,16 @@ class InFlight:
     def add(self, data: Mapping[str, Any], call: ProxiedCall) -> None:
         """Keep a call for the hooks that come later."""
         self._calls[data["litellm_logging_obj"]] = call
+        self._current.set(call)
 
     def get(self, data: Mapping[str, Any]) -> ProxiedCall | None:
         """The call that a request's arguments belong to; None if it was not prepared."""
         logged = data.get("litellm_logging_obj")
         return None if logged is None else self._calls.get(logged)
+
+    def failed(self, data: Mapping[str, Any]) -> ProxiedCall | None:
+        """`get` for a request that failed: LiteLLM has taken the object out by then, but runs in the same task."""
+        return self.get(data) or (None if "litellm_logging_obj" in data else self._current.get())
 
 
 def headers(call: ProxiedCall) -> dict[str, str]:

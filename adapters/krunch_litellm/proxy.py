@@ -159,7 +159,7 @@ class KrunchProxy(CustomLogger):
         traceback_str: str | None = None,  # noqa: ARG002 - as above
     ) -> None:
         """Note that there will be no reply."""
-        call = self.in_flight.get(request_data)
+        call = self.in_flight.failed(request_data)
         if call is not None and not call.replied:
             call.replied = True
             telemetry.ended(call, usage=None, partial=True)

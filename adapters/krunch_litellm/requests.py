@@ -173,7 +173,7 @@ class ChatRequest:
         """
         namespace = cache_namespace(krunch, sent.call.exchange, self.messages, kwargs, form)
         if namespace is not None:
-            kwargs = {**kwargs, "cache": {**(kwargs.get("cache") or {}), "namespace": namespace}}
+            kwargs = {**kwargs, **within(namespace, kwargs)}
         if len(args) > 1:
             return (args[0], sent, *args[2:]), kwargs
         return args, {**kwargs, "messages": sent}
@@ -218,6 +218,25 @@ def own_namespace(exchange: Exchange, arguments: Mapping[str, Any], form: Litera
         or getattr(litellm.cache, "namespace", None)
     )
     return f"{outer}:krunch:{digest}" if outer else f"krunch:{digest}"
+
+
+def within(namespace: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What a call says instead, so that LiteLLM's cache keeps its reply in a namespace.
+
+    LiteLLM takes a `cache_key` for the whole key, without a namespace: so it is one within the namespace from here on.
+    A key that LiteLLM would take from `litellm_params` is its own note of what it has made out, so none is let in.
+
+    Args:
+        namespace: of `own_namespace`.
+        arguments: the call's arguments; not changed.
+    """
+    out: dict[str, Any] = {"cache": {**(arguments.get("cache") or {}), "namespace": namespace}}
+    if arguments.get("cache_key") is not None:
+        out["cache_key"] = f"{namespace}:{arguments['cache_key']}"
+    noted = arguments.get("litellm_params")
+    if isinstance(noted, dict) and noted.get("preset_cache_key") is not None:
+        out["litellm_params"] = {name: value for name, value in noted.items() if name != "preset_cache_key"}
+    return out
 
 
 def named(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:

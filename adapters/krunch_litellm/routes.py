@@ -8,6 +8,7 @@ call only routes that it knows; ours are added to those that check for themselve
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import threading
@@ -23,7 +24,7 @@ from litellm.proxy.auth.user_api_key_auth import user_api_key_auth
 from krunch_litellm import telemetry
 from krunch_litellm.figures import Reset
 from krunch_litellm.identity import is_session, tenant_of
-from krunch_plugins import Krunch, KrunchError, Settings
+from krunch_plugins import Krunch, KrunchError, load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -79,13 +80,13 @@ def add_to_proxy(krunch: Callable[[], Krunch]) -> None:
     app.include_router(_router(krunch))
     managed = LiteLLMRoutes.self_managed_routes.value
     managed.extend(route for route in ROUTES if route not in managed)
-    threading.Thread(target=_warm_up, name="krunch-warm-up", daemon=True).start()
+    threading.Thread(target=warm_up, name="krunch-warm-up", daemon=True).start()
 
 
-def _warm_up() -> None:
-    """Load the tokenizer, which takes most of a second: while the proxy starts, not while its clients wait."""
-    with Krunch(Settings()) as krunch:
-        krunch.prepare([{"role": "user", "content": "Hello."}], model="gpt-4o")
+def warm_up() -> None:
+    """Load the tokenizer: while the proxy starts, not while its clients wait. No plugin is shown a request for it."""
+    with contextlib.suppress(KrunchError):  # the first request says so
+        load_tokenizer("gpt-4o")
 
 
 def _router(krunch: Callable[[], Krunch]) -> APIRouter:
@@ -133,6 +134,7 @@ def _stats(krunch: Krunch, tenant: str | None) -> dict[str, Any]:
     telemetry.heed(krunch)
     shared.flush()
     summary = shared.figures.summary(tenant, series=_SESSIONS)
+    memory_kb = summary.memory_kb if tenant is None else telemetry.memory_kb_of(krunch, tenant)
     conversations = summary.conversations
     settings = krunch.settings
     return {
@@ -143,7 +145,7 @@ def _stats(krunch: Krunch, tenant: str | None) -> dict[str, Any]:
                 "total_turns_processed": summary.requests,
                 "symbols_in_use": _sum(conversations, "symbols"),
                 "avg_turns_per_conversation": _sum(conversations, "requests") / max(len(conversations), 1),
-                "memory_usage_kb": round(summary.memory_kb, 1) if tenant is None else _memory_of(krunch, tenant),
+                "memory_usage_kb": round(memory_kb, 1),
             },
             "config": settings.efficiency.model_dump(),
         },
@@ -160,11 +162,6 @@ def _stats(krunch: Krunch, tenant: str | None) -> dict[str, Any]:
             "errors": _errors(summary),
         },
     }
-
-
-def _memory_of(krunch: Krunch, tenant: str) -> float:
-    """KiB that this worker holds for one tenant; the memo, which tenants share, is not counted."""
-    return round(krunch.stats(tenant=tenant).memory_usage_kb, 1)
 
 
 def _reset(krunch: Krunch, tenant: str | None) -> None:

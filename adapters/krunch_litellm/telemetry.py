@@ -1,11 +1,12 @@
 """What the proxy's operator is told about each request. Figures and names only, never message text.
 
-The proxy's hooks call `heed` before a request, `prepared`, `ended` and `failed`; nothing here raises into them. From
+The proxy's hooks call `aheed` before a request, `prepared`, `ended` and `failed`; nothing here raises into them. From
 here it goes to the figures that all workers share, to Prometheus where LiteLLM has it on, and to OpenTelemetry.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import hashlib
 import logging
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 from weakref import WeakSet
 
-from krunch_litellm import metrics, traces
+from krunch_litellm import chains, metrics, traces
 from krunch_litellm.figures import Failed, Prepared, Replied
 from krunch_litellm.workers import Workers
 from krunch_plugins import Usage
@@ -38,7 +39,7 @@ OTHER_MODEL = "(other)"
 _MODELS = 200
 _P = ParamSpec("_P")
 
-_lock = threading.Lock()
+_lock, _heeding = threading.Lock(), threading.Lock()
 _workers: Workers | None = None
 _serving: WeakSet[Krunch] = WeakSet()
 _legends: OrderedDict[tuple[str, str], Mapping[str, str]] = OrderedDict()
@@ -70,8 +71,13 @@ def workers(krunch: Krunch) -> Workers:
 
 
 def memory_kb() -> float:
-    """What this worker's memos and statistics hold in memory, KiB, estimated."""
-    return sum(krunch.stats().memory_usage_kb for krunch in tuple(_serving))
+    """What this worker's memos, statistics and replies to go on from hold in memory, KiB, estimated."""
+    return sum(krunch.stats().memory_usage_kb for krunch in tuple(_serving)) + chains.memory_kb() + _legends_kb()
+
+
+def memory_kb_of(krunch: Krunch, tenant: str) -> float:
+    """What this worker holds for one tenant, KiB, estimated; the memo, which tenants share, is not counted."""
+    return krunch.stats(tenant=tenant).memory_usage_kb + chains.memory_kb(tenant) + _legends_kb(tenant)
 
 
 def legend(tenant: str, session: str) -> Mapping[str, str] | None:
@@ -81,9 +87,19 @@ def legend(tenant: str, session: str) -> Mapping[str, str] | None:
 
 @_quietly
 def heed(krunch: Krunch) -> None:
-    """Before each request: forget what was reset or forgotten in another worker since the last one."""
-    for reset in workers(krunch).heed():
-        forget(reset)
+    """Forget what was reset or forgotten in another worker since the last call. May wait for the disk."""
+    shared = workers(krunch)
+    with _heeding:  # whoever finds nothing to forget goes on only when it is forgotten
+        for reset in shared.heed():
+            forget(reset)
+
+
+async def aheed(krunch: Krunch) -> None:
+    """`heed`, before each request: what may wait for the disk runs in a thread."""
+    if _workers is None or _workers.is_behind or _heeding.locked():
+        await asyncio.to_thread(heed, krunch)
+    else:
+        workers(krunch)
 
 
 @_quietly
@@ -181,10 +197,7 @@ def forget(reset: Reset) -> None:
             krunch.forget(reset.session, tenant=reset.tenant)  # recent turns in RAM, too
         else:
             krunch.reset(reset.session, tenant=reset.tenant)
-    with _lock:
-        for tenant, session in tuple(_legends):
-            if reset.tenant in {None, tenant} and reset.session in {None, session}:
-                del _legends[tenant, session]
+    _forget_texts(reset.tenant, reset.session)
 
 
 def forget_everywhere(krunch: Krunch, tenant: str, session: str) -> bool:
@@ -196,12 +209,26 @@ def forget_everywhere(krunch: Krunch, tenant: str, session: str) -> bool:
     Raises:
         StoreError: the store could not remove all of it.
     """
+    _forget_texts(tenant, session)
     shared = workers(krunch)
     removed = [done for one in tuple(_serving) if (done := one.forget(session, tenant=tenant)) is not None]
     shared.reset(tenant, session)
-    with _lock:
-        _legends.pop((tenant, session), None)
     return any(done.turns for done in removed)
+
+
+def _forget_texts(tenant: str | None, session: str | None) -> None:
+    """Forget what is held here beside the Krunches: legends, and what expands replies that go on from earlier ones."""
+    chains.forget(tenant, session)
+    with _lock:
+        for key in tuple(_legends):
+            if tenant in {None, key[0]} and session in {None, key[1]}:
+                del _legends[key]
+
+
+def _legends_kb(tenant: str | None = None) -> float:
+    with _lock:
+        kept = [legend for (owner, _), legend in _legends.items() if tenant in {None, owner}]
+    return sum(len(symbol) + len(text) for legend in kept for symbol, text in legend.items()) / 1024
 
 
 def _keep_legend(tenant: str, session: str, symbols: Mapping[str, str], krunch: Krunch) -> None:

@@ -99,10 +99,17 @@ class Workers:
             self.figures = _open(None, limits.max_conversations, limits.cleanup_interval, clock)
         self._pending: list[Entry] = []
         self._condition = threading.Condition()
+        self._hearing = threading.Lock()
         self._writing = self._busy = False
         self._told = 0.0
+        self._own: set[int] = set()
+        self._signal = self._look()  # first: what comes between the two is heard rather than missed
         self._heard = self.figures.last_reset()
-        self._signal = self._look()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether there may be resets that `heed` has not told of yet. Costs one look at a file."""
+        return self._look() != self._signal
 
     def note(self, entry: Entry) -> None:
         """Take in what happened; it is written soon."""
@@ -121,29 +128,38 @@ class Workers:
         self._tell()
 
     def heed(self) -> list[Reset]:
-        """Resets since the last call, by any worker. Costs one look at a file; called before each request."""
+        """Resets by other workers since the last call. Reads the database if there may be any, so it may wait."""
         signal = self._look()
         if signal == self._signal:
             return []
-        self._signal = signal
-        try:
-            resets, self._heard = self.figures.resets_since(self._heard)
-        except sqlite3.Error as error:
-            log.warning("a reset could not be read (%s)", type(error).__name__)
-            return []
+        with self._hearing:
+            try:
+                resets, heard = self.figures.resets_since(self._heard, own=self._own)
+            except sqlite3.Error as error:
+                log.warning("a reset could not be read (%s); it is asked for again", type(error).__name__)
+                return []
+            self._own = {number for number in self._own if number > heard}
+            self._heard, self._signal = heard, signal
         return resets
 
     def reset(self, tenant: str | None, session: str | None = None) -> None:
         """Forget what all workers have counted, and have each of them forget what it holds before its next request.
 
+        This worker is not told of it by `heed`: its caller knows. It is still told of what others have reset meanwhile.
+
         Raises:
             sqlite3.Error, OSError: it could not be written.
         """
         self.flush()
-        self.figures.reset(tenant, session)
+        with self._hearing:
+            number = self.figures.reset(tenant, session)
+            if self.directory is not None:  # else there are no others, and nothing is ever heard
+                self._own.add(number)
         if self.directory is not None:
-            (self.directory / _SIGNAL).write_text(str(time.time_ns()), encoding="ascii")
-        self._heard, self._signal = self.figures.last_reset(), self._look()
+            signal = self.directory / _SIGNAL
+            signal.touch(mode=0o600)
+            now = time.time_ns()
+            os.utime(signal, ns=(now, now))  # by itself a file's time moves in steps of milliseconds
 
     def close(self) -> None:
         """Write what is left and let go. Safe to call twice."""

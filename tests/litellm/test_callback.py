@@ -224,10 +224,12 @@ async def test_refused_reply_is_withheld(krunch: Krunch, arguments: dict[str, An
     assert choice.message.refusal == "the reply holds a secret"
 
 
+@pytest.mark.parametrize("said", [{}, {"cache_key": "mine"}], ids=["", "cache_key"])
 async def test_two_sessions_never_share_a_cached_reply(
-    krunch: Krunch, arguments: dict[str, Any], serve: Callable[[Any], Upstream]
+    krunch: Krunch, arguments: dict[str, Any], serve: Callable[[Any], Upstream], said: dict[str, Any]
 ) -> None:
     """With litellm.cache, what is the same on the wire is one entry for one session, and two for two."""
+    arguments.update(said)
     krunch.register(Secrets())
     litellm.callbacks.append(KrunchCallback(krunch))
     litellm.cache = cache = Cache()

@@ -120,6 +120,16 @@ def test_faults_of_the_provider_look_as_without_krunch(
     assert served == plain
 
 
+def test_a_call_that_fails_is_counted(proxy: Proxy, answers: dict[str, Any]) -> None:
+    """A request that the provider refuses counts as one broken reply."""
+    answers["Does it fail?"] = Answer("no such thing", status=400)
+    asked = [{"role": "user", "content": STORY}, {"role": "user", "content": "Does it fail?"}]
+
+    assert proxy.chat("sk-user-failing", session="failing", messages=asked).status_code == 400
+
+    proxy.eventually(lambda: proxy.stats("sk-user-failing")["krunch"]["totals"]["broken_replies"], 1)
+
+
 def test_huge_requests_go_through(proxy: Proxy, model_server: Upstream, answers: dict[str, Any]) -> None:
     """Five megabytes in one request: the reply is right, and another client is served meanwhile."""
     answers["And?"] = Answer(TEXT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 import sqlite3
@@ -10,7 +11,8 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from krunch_litellm.figures import SERIES, Failed, Figures, Prepared, Replied, Reset
+from krunch_litellm import telemetry
+from krunch_litellm.figures import FILE, SERIES, Failed, Figures, Prepared, Replied, Reset
 from krunch_litellm.workers import Workers
 
 from krunch_plugins import Krunch, Settings
@@ -107,6 +109,71 @@ def test_a_reset_is_heard_by_other_workers_once(krunch: Krunch) -> None:
     assert first.heed() == [Reset(None, None)]
     first.close()
     second.close()
+
+
+def test_resets_that_cross_reach_all(krunch: Krunch) -> None:
+    """A worker that resets before it has heard of another's reset still hears of it."""
+    first, second, third = (Workers(krunch, lambda: 1.0) for _ in range(3))
+
+    first.reset("alice", "s")
+    assert third.heed() == [Reset("alice", "s")]
+    second.reset("bob")
+
+    assert second.heed() == [Reset("alice", "s")]
+    assert first.heed() == third.heed() == [Reset("bob", None)]
+    assert not any(worker.heed() or worker.is_behind for worker in (first, second, third))
+    for worker in (first, second, third):
+        worker.close()
+
+
+def test_resets_that_follow_at_once_are_all_heard(krunch: Krunch) -> None:
+    """However fast resets follow one another, each is heard: a file's time moves in steps."""
+    first, second = Workers(krunch, lambda: 1.0), Workers(krunch, lambda: 1.0)
+
+    for number in range(20):
+        first.reset(f"t{number}")
+        assert second.heed() == [Reset(f"t{number}", None)]
+    first.close()
+    second.close()
+
+
+def test_a_reset_that_could_not_be_read_is_heard_later(krunch: Krunch) -> None:
+    """A worker that cannot read the database at the moment asks it again before its next request."""
+    first, second = Workers(krunch, lambda: 1.0), Workers(krunch, lambda: 1.0)
+    first.reset("t")
+    database = second.figures
+    second.figures = Figures(None)
+    second.figures.close()  # every read fails now
+    assert second.heed() == []
+
+    second.figures = database
+
+    assert second.heed() == [Reset("t", None)]
+    first.close()
+    second.close()
+
+
+async def test_no_request_of_others_waits_for_the_database(krunch: Krunch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a request waits to hear of a reset, because the database is locked, the event loop goes on."""
+    shared, other = Workers(krunch, lambda: 1.0), Workers(krunch, lambda: 1.0)
+    monkeypatch.setattr(telemetry, "_workers", shared)
+    assert shared.directory is not None
+    other.reset("t")
+    elsewhere = sqlite3.connect(shared.directory / FILE, isolation_level=None)
+    elsewhere.execute("BEGIN IMMEDIATE")
+    shared.note(prepared())
+    await asyncio.sleep(0.3)  # until the thread that writes has the database, and waits
+
+    waiting = asyncio.create_task(telemetry.aheed(krunch))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    elsewhere.execute("ROLLBACK")
+    await waiting
+
+    assert not shared.is_behind
+    elsewhere.close()
+    shared.close()
+    other.close()
 
 
 def test_the_shared_directory_is_private(krunch: Krunch) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from krunch_plugins import restore
+from krunch_plugins.upstream import Answer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,6 +70,21 @@ def test_spans_have_figures_and_no_text(guarded: Proxy) -> None:
     told = found()
     assert int(told["krunch.tokens.after"]) < 0.7 * int(told["krunch.tokens.before"])
     assert all(re.fullmatch(r'[0-9.]+|true|false|"(on|off|observe)"', value) for value in told.values())
+
+
+def test_a_call_that_fails_is_counted(guarded: Proxy, answers: dict[str, Any]) -> None:
+    """A request that the provider refuses counts as one broken reply, as it does with the callback."""
+    question = f"{STORY} Will it fail?"
+    answers[question] = Answer("no such thing", status=400)
+
+    def broken() -> Any:
+        return guarded.stats("sk-user-failing")["krunch"]["totals"]["broken_replies"]
+
+    asked = [{"role": "user", "content": question}]
+    answer = guarded.chat("sk-user-failing", session="failing", messages=asked, guardrails=ALL)
+
+    assert answer.status_code == 400
+    guarded.eventually(broken, 1)
 
 
 def test_the_cache_in_redis_gives_nobody_the_reply_of_another(guarded: Proxy, redis: int | None) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -13,6 +15,8 @@ import pytest
 from krunch_plugins.upstream import Answer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from krunch_plugins.upstream import Upstream
     from tests.litellm.ops.conftest import Proxy
 
@@ -210,3 +214,26 @@ def test_a_worker_that_is_killed_takes_no_figures_with_it(proxy: Proxy) -> None:
     assert served >= 5
     proxy.eventually(lambda: counts(proxy, key), (1, 6 + served))
     assert proxy.process.poll() is None
+
+
+def test_plugins_see_no_request_that_nobody_made(tmp_path: Path) -> None:
+    """What is loaded while a proxy starts is loaded without showing installed plugins a request."""
+    info = tmp_path / "krunch_witness-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: krunch-witness\nVersion: 1.0\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text("[krunch_plugins]\nwitness = witness\n", encoding="utf-8")
+    (tmp_path / "witness.py").write_text(
+        "from krunch_plugins import hookimpl\n\n@hookimpl\ndef pre_request(exchange):\n    print('seen')\n",
+        encoding="utf-8",
+    )
+    ask = "from krunch_plugins import Krunch; Krunch().prepare([{'role': 'user', 'content': 'Hi'}], model='gpt-4o')"
+    warm = "from krunch_litellm.routes import warm_up; warm_up()"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    environment.pop("KRUNCH_DISABLE_PLUGINS", None)
+
+    seen = [
+        subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+        for program in (ask, warm)
+    ]
+
+    assert ["seen" in one.stdout for one in seen] == [True, False]

@@ -143,3 +143,40 @@ def test_the_cache_gives_nobody_the_reply_of_another(proxy: Proxy, model_server:
     told = [reply for one in replies.values() for reply in one]
     assert len(told) == len(set(told))
     assert all("Bluebird" in reply for reply in told)
+
+
+@pytest.mark.parametrize("text", [SECRET + " Who may know?", "Who may know?"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"cache_key": "k"},
+        {"cache_key": "k", "cache": {"namespace": "n"}},
+        {"cache": {"namespace": "n"}},
+        {"metadata": {"redis_namespace": "n"}},
+        {"litellm_params": {"preset_cache_key": "k"}},
+    ],
+    ids="-".join,
+)
+def test_nobody_asks_the_cache_for_the_reply_of_another(proxy: Proxy, text: str, body: dict[str, Any]) -> None:
+    """Whatever a request tells LiteLLM's cache about its key, it gets replies to its own key's session only."""
+    askers = [(ALICE, "one"), (BOB, "one"), (ALICE, "two"), (BOB, None), (ALICE, None)]
+    told = [{ask(proxy, key, text, session, **body) for _ in range(3)} for key, session in askers]
+
+    assert len(set().union(*told)) == sum(map(len, told))
+
+
+def test_a_cache_key_still_counts_within_a_session(proxy: Proxy) -> None:
+    """A client that names the cache's key itself gets hits in its session, as LiteLLM means it."""
+    told = [ask(proxy, ALICE, f"Question {number}?", "keyed", cache_key="mine") for number in range(8)]
+
+    assert len(set(told)) <= 2  # each worker has a cache of its own
+
+
+def test_what_opts_out_is_cached_as_without_krunch(proxy: Proxy) -> None:
+    """A request that opts out shares LiteLLM's cache with other keys that opt out, and with nobody who does not."""
+    text = SECRET + " Who has opted out?"
+    served = {ask(proxy, ALICE, text, "one") for _ in range(8)}
+    off = {key: {ask(proxy, key, text, "one", metadata={"krunch": False}) for _ in range(8)} for key in (ALICE, BOB)}
+
+    assert off[ALICE] & off[BOB]
+    assert served.isdisjoint(off[ALICE] | off[BOB])

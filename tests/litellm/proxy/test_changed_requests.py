@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
+import pytest
+from krunch_litellm.proxy import KrunchProxy
 from krunch_litellm.wire.messages import MessagesWire
+from krunch_litellm.wire.places import sources
 from krunch_litellm.wire.responses import ResponsesWire
+from litellm.proxy._types import UserAPIKeyAuth
 
 from krunch_plugins import Krunch, Settings, hookimpl, restore
 from tests.litellm.proxy.conftest import flat, story, texts
@@ -143,3 +148,62 @@ def test_parts_that_a_plugin_has_put_together() -> None:
         {"role": "assistant", "type": "message", "content": [{"type": "output_text", "text": "one / two"}]},
         {"type": "item_reference", "id": "r"},
     ]
+
+
+@pytest.mark.parametrize("protocol", ["anthropic_messages", "aresponses"])
+async def test_comparing_messages_keeps_no_other_request_waiting(
+    monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    """Where messages were taken out, what is left of the request is put together off the event loop."""
+    wire: Any = {"anthropic_messages": MessagesWire, "aresponses": ResponsesWire}[protocol]
+    put_together, where = wire.arguments, []
+
+    def arguments(self: Any, exchange: Exchange) -> Any:
+        where.append(threading.current_thread() is threading.main_thread())
+        return put_together(self, exchange)
+
+    monkeypatch.setattr(wire, "arguments", arguments)
+    messages = [{"role": ("user", "assistant")[number % 2], "content": f"Turn {number}."} for number in range(9)]
+    data = {"model": "m", "messages": messages, "input": messages, "litellm_logging_obj": Trimmer()}
+    with Krunch(Settings(), plugins=[Trimmer()]) as krunch:
+        sent = await KrunchProxy(krunch).async_pre_call_hook(UserAPIKeyAuth(api_key="sk-x"), None, data, protocol)
+
+    assert where == [False]
+    assert sent is not data
+
+
+class Cutter:
+    """Drops messages, puts others in their place, and notes which are which."""
+
+    name = "cutter"
+
+    def __init__(self, kept: list[int | None]) -> None:
+        self.kept = kept
+
+    @hookimpl
+    def pre_request(self, exchange: Exchange) -> None:
+        given = exchange.messages[:]
+        exchange.messages[:] = [
+            {"role": "user", "content": "New."} if number is None else given[number] for number in self.kept
+        ]
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        [0, None, 5, 6, 7],
+        [None, 6, 7],
+        [0, 1],
+        [0, 2, None, None, 5, 7],
+        [*range(8), None],
+        [None, *range(8)],
+        [3],
+        [None],
+        [0, 1, 2, 3, 4, None, None, None, 5, 6, 7],
+    ],
+)
+def test_messages_are_known_wherever_they_stand(kept: list[int | None]) -> None:
+    """Each message that is sent is known as the one that it was, in front of, between and behind new ones."""
+    messages = [{"role": "user", "content": f"Turn {number}."} for number in range(8)]
+    with Krunch(Settings(), plugins=[Cutter(kept)]) as krunch:
+        assert sources(krunch.prepare(messages, model="gpt-4o")) == kept

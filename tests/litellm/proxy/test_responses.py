@@ -259,6 +259,29 @@ def test_a_stored_response_is_fetched_in_plain_words(proxy: Proxy, model: Model)
     assert again.output_text == reply.output_text == model.plain(said(model.symbols))
 
 
+@pytest.mark.parametrize("way", ["forget", "reset"])
+def test_what_is_forgotten_is_not_remembered_for_responses(proxy: Proxy, model: Model, way: str) -> None:
+    """No text of a session that was forgotten, or of a reset, is kept in memory to expand stored responses with."""
+    model.answer = lambda body, symbols: Answer(said(symbols))
+    sessions = [f"{way}-mine", f"{way}-other"]
+    replies = {}
+    for session in sessions:
+        with proxy.openai(x_session_id=session) as client:
+            replies[session] = client.responses.create(model="gpt", input=story())
+    with proxy.http() as http:
+        if way == "forget":
+            http.delete(f"/v1/compression/sessions/{sessions[0]}").raise_for_status()
+        else:
+            http.post("/v1/compression/reset").raise_for_status()
+
+    with proxy.openai() as client:
+        again = [client.responses.retrieve(replies[session].id).output_text for session in sessions]
+    before = [replies[session].output_text for session in sessions]
+    assert "warehouse" in before[0]
+    assert "warehouse" not in again[0]
+    assert (again[1] == before[1]) == (way == "forget")
+
+
 def test_what_is_answered_later_or_held_elsewhere_defines_nothing(
     proxy: Proxy, upstream: Upstream, model: Model
 ) -> None:
