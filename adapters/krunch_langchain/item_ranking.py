@@ -47,7 +47,8 @@ def by_vectors(
     nearest: dict[Place, float] = {}
     for namespace, log in logs:
         keys, matrix = log.vectors(len(wanted))
-        for key, score in zip(keys, (matrix @ wanted).tolist(), strict=True):
+        # Not `matrix @ wanted`: its last bits depend on how many rows there are, and equal texts must stay in order.
+        for key, score in zip(keys, np.einsum("ij,j->i", matrix, wanted).tolist(), strict=True):
             place = namespace, key
             if place in items and score > nearest.get(place, -2.0):
                 nearest[place] = score

@@ -42,7 +42,7 @@ def test_the_most_relevant_comes_first_whatever_else_is_stored(
 ) -> None:
     """Without `embed`: other namespaces and items that a filter leaves out, all better fits, push nothing out."""
     with ConversationStore(tmp_path_factory.mktemp("store"), upkeep_seconds=0) as conversations:
-        store = KrunchStore(conversations, index={"fields": ["text"]})  # type: ignore[typeddict-item]
+        store = KrunchStore(conversations, index={"fields": ["text"]})
         better = {"text": "favourite food, favourite food always", "kind": "other"}
         for other in range(others):
             name = ("users", "ann", f"more{other}") if kind else ("users", f"u{other}", "prefs")
