@@ -44,6 +44,9 @@ class TextWindow(Protocol):
     def end(self) -> str:
         """The text is at its end: what was held back. The window can then be used for another text."""
 
+    def rest(self) -> str:
+        """What `end` would give back now; changes nothing."""
+
 
 class TextExpander(Protocol):
     """Expands one reply text by text, for protocols whose replies are no chat messages. One per reply."""
@@ -77,7 +80,17 @@ class StreamExpander(Protocol):
     """Expands a streamed reply, chunk by chunk. One per stream; not thread-safe."""
 
     def feed(self, chunk: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Take one OpenAI chat chunk; give back the chunks to hand on (zero or more). `chunk` is not changed."""
+        """Take one OpenAI chat chunk; give back the chunks to hand on (zero or more). `chunk` is not changed.
+
+        If expanding fails, what was held back goes out before the chunk; it and all later ones pass as they came.
+        """
+
+    def held(self) -> list[dict[str, Any]]:
+        """What is held back now, as chunks; changes nothing.
+
+        An adapter that may fail itself asks before each chunk: if it then hands the chunk on as it came, this goes
+        out first.
+        """
 
     def flush(
         self, *, partial: bool = False, metadata: Mapping[str, Any] | None = None, message: Message | None = None

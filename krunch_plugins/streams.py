@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from krunch_plugins.exchange import Reply
@@ -30,14 +31,26 @@ class StreamedReply:
         self._counted = 0
 
     def feed(self, chunk: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Take one chunk; give back what can be handed on. A chunk that cannot be read passes as it came."""
+        """Take one chunk; give back what can be handed on.
+
+        If one fails, what was held back before it goes out first; it and all later ones pass as they came.
+        """
+        held: list[dict[str, Any]] = []
         try:
+            held = self._chunks.held()
             out = self._chunks.feed(chunk)
         except Exception as error:  # noqa: BLE001 - whatever a provider sends, the stream goes on
             self._plugins.note(self._exchange, "compression", "stream", error)
-            out = [dict(chunk)]
+            out = [*held, dict(chunk)]
+            self._chunks.give_up()
+            with suppress(Exception):  # so that the hooks see it, as far as it can be read
+                self._chunks.feed(chunk)
         self._count()
         return out
+
+    def held(self) -> list[dict[str, Any]]:
+        """What is held back now."""
+        return self._chunks.held()
 
     def flush(
         self, *, partial: bool = False, metadata: Mapping[str, Any] | None = None, message: Message | None = None
@@ -123,6 +136,10 @@ class CountedWindow:
     def end(self) -> str:
         """The text is at its end: what was held back."""
         return self._count(self._window.end())
+
+    def rest(self) -> str:
+        """What `end` would give back."""
+        return self._window.rest() if self._window.held else ""
 
     def _count(self, out: str) -> str:
         expanded = self._window.expanded

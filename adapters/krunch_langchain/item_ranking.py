@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from krunch_langchain.item_log import Entry, ItemLog
     from krunch_langchain.namespaces import Namespace
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     Place = tuple[Namespace, str]
 
 _WIDE = 4
-"""How many times more hits are asked for than there are items: versions that were replaced are found as well."""
+"""How many times more hits are asked for than there are items, because versions that were replaced are found as well;
+and how many times more when that was not enough."""
 _MOST = 1000
+"""Hits that are asked for at first, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,8 @@ def by_vectors(
     nearest: dict[Place, float] = {}
     for namespace, log in logs:
         keys, matrix = log.vectors(len(wanted))
-        for key, score in zip(keys, (matrix @ wanted).tolist(), strict=True):
+        # Not `matrix @ wanted`: its last bits depend on how many rows there are, and equal texts must stay in order.
+        for key, score in zip(keys, np.einsum("ij,j->i", matrix, wanted).tolist(), strict=True):
             place = namespace, key
             if place in items and score > nearest.get(place, -2.0):
                 nearest[place] = score
@@ -53,27 +56,30 @@ def by_vectors(
 
 
 def by_search(
-    krunch: Krunch,
-    query: str,
-    items: Mapping[Place, Entry],
-    where: tuple[str | None, str],
-    namespace_of: Callable[[str], Namespace],
+    krunch: Krunch, query: str, places: Mapping[tuple[str, int], Place], tenant: str, wanted: int
 ) -> dict[Place, float]:
-    """What Krunch's search says about the items; hits on what was replaced since do not count.
+    """What Krunch's search says about some items, whatever else it finds; the best first.
+
+    A search cannot be narrowed to the items that a prefix and a filter leave, so more and more hits are asked for until
+    all items are among them or there are no more hits. That would take long where very much is stored: from a thousand
+    hits on, as many items as are wanted are enough, and those that are not found are less relevant than all that are.
 
     Args:
         krunch: who searches.
         query: what for.
-        items: those that may be found.
-        where: the session, None for all, and the tenant.
-        namespace_of: the namespace that a session holds.
+        places: the items that may be found, by the session and the number of the turn that holds each.
+        tenant: who owns them.
+        wanted: how many are enough.
     """
-    session, tenant = where
-    places = {(place[0], entry.number): place for place, entry in items.items()}
-    hits = krunch.search(query, session=session, tenant=tenant, k=min(_WIDE * len(items) + 10, _MOST))
-    found: dict[Place, float] = {}
-    for hit in hits:
-        place = places.get((namespace_of(hit.session), hit.turn.number))
-        if place is not None:
-            found.setdefault(place, hit.score)
-    return found
+    sessions = {session for session, _ in places}
+    if not sessions:
+        return {}
+    session = sessions.pop() if len(sessions) == 1 else None
+    k = min(_WIDE * len(places) + 10, _MOST)
+    while True:
+        hits = krunch.search(query, session=session, tenant=tenant, k=k)
+        keys = ((hit.session, hit.turn.number) for hit in hits)
+        found = {places[key]: hit.score for key, hit in zip(keys, hits, strict=True) if key in places}
+        if len(found) == len(places) or len(hits) < k or (k >= _MOST and len(found) >= wanted):
+            return found
+        k *= _WIDE

@@ -241,12 +241,16 @@ class KrunchStore(BaseStore):
             scores = by_vectors(vectors[op.query], items, [(name, log) for name, log, _ in held])
         else:
             krunch = self._krunch or krunch_of(self._store)
-            session = held[0][1].session if len(held) == 1 else None
-            scores = by_search(krunch, op.query, items, (session, self._tenant), self._namespaces.of_session)
+            sessions = {name: log.session for name, log, _ in held}
+            searched = {
+                (sessions[place[0]], entry.number): place for place, entry in items.items() if entry.text is not None
+            }
+            scores = by_search(krunch, op.query, searched, self._tenant, op.offset + op.limit)
         best = sorted((Ranked(place, score) for place, score in scores.items()), key=lambda each: -(each.score or 0.0))
         found = best[op.offset : op.offset + op.limit]
         rest = [Ranked(place, None) for place, entry in items.items() if place not in scores]
-        return found + rest[: max(op.limit - len(found), 0)]
+        skipped = 0 if self.embeddings is not None else max(op.offset - len(best), 0)  # with them, as `InMemoryStore`
+        return found + rest[skipped : skipped + op.limit - len(found)]
 
     def _sweep_if_due(self) -> None:
         minutes = (self.ttl_config or {}).get("sweep_interval_minutes")

@@ -51,7 +51,7 @@ class StreamedReply:
     def expanded(self, chunks: Iterator[ChatGenerationChunk]) -> Iterator[ChatGenerationChunk]:
         """The chunks for the caller."""
         for chunk in chunks:
-            yield self.feed(chunk)
+            yield from self.feed(chunk)
         last = self.end()
         if last is not None:
             yield last
@@ -60,7 +60,8 @@ class StreamedReply:
         """The chunks for the caller. Closing it closes `chunks`, and the connection with it."""
         try:
             async for chunk in chunks:
-                yield self.feed(chunk)
+                for out in self.feed(chunk):
+                    yield out
         finally:
             close = getattr(chunks, "aclose", None)
             if close is not None:
@@ -69,24 +70,40 @@ class StreamedReply:
         if last is not None:
             yield last
 
-    def feed(self, chunk: ChatGenerationChunk) -> ChatGenerationChunk:
-        """Take one chunk; give back the chunk to hand on. `chunk` is not changed."""
+    def feed(self, chunk: ChatGenerationChunk) -> list[ChatGenerationChunk]:
+        """Take one chunk; give back what to hand on: one chunk, or before it what was held back, if expanding fails.
+
+        `chunk` is not changed.
+        """
+        out = [chunk]
         if not self._broken and isinstance(chunk.message, AIMessageChunk):
+            held: list[dict[str, Any]] = []
             with self._failing_open("expanding a stream"):
-                chunk = self._expanded(chunk, chunk.message)
-        self._out.append(chunk)
-        return chunk
+                held = self._expander.held()
+                out = [self._expanded(chunk, chunk.message)]
+            if self._broken and held:
+                with self._failing_open("ending the expansion of a stream"):
+                    out = [self._rest_chunk(held), chunk]
+        self._out += out
+        return out
+
+    def _rest_chunk(self, held: Iterable[Any]) -> ChatGenerationChunk:
+        texts = dict.fromkeys(self._lanes, "")
+        self._read(held, texts)
+        return ChatGenerationChunk(message=with_rests(AIMessageChunk(content=""), {}, texts, self._mirrors))
 
     def end(self) -> ChatGenerationChunk | None:
         """The stream is at its end: a chunk with what was held back, or None."""
         self._ended = True
         if self._broken or not self._open:
             return None
-        rests = self._rests(tuple(self._open))
-        if not any(rests.values()):
-            return None
-        chunk = ChatGenerationChunk(message=with_rests(AIMessageChunk(content=""), {}, rests, self._mirrors))
-        self._out.append(chunk)
+        chunk = None
+        with self._failing_open("ending a stream"):
+            held = self._expander.held()
+            chunk = self._rest_chunk(held) if held else None
+            self._rests(tuple(self._open))
+        if chunk is not None:
+            self._out.append(chunk)
         return chunk
 
     def finish(self) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
-from litellm.types.utils import Delta, Message, ModelResponse, StreamingChoices
+from litellm.types.utils import Message, ModelResponse
 
-from krunch_litellm.wire.offsets import StreamedOffsets, with_offsets_right
+from krunch_litellm.chunks import ExpandedChunks
+from krunch_litellm.wire.offsets import with_offsets_right
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("krunch")
 
-_OWN = frozenset(
-    {"_inner", "_exchange", "_expander", "_ready", "_error", "_over", "_broken", "_template", "_offsets", "_usage"}
-)
+_OWN = frozenset({"_inner", "_exchange", "_chunks", "_ready", "_error", "_over"})
 _END = object()
 
 
@@ -125,14 +123,10 @@ class ExpandedStream:
     def __init__(self, stream: Any, exchange: Exchange) -> None:  # noqa: ANN401 - any of LiteLLM's stream classes
         self._inner = stream
         self._exchange = exchange
-        self._expander = exchange.stream()
-        self._offsets = StreamedOffsets(exchange)
+        self._chunks = ExpandedChunks(exchange, _log_failure)
         self._ready: deque[Any] = deque()
         self._error: BaseException | None = None
         self._over = False  # nothing more comes from the stream inside
-        self._broken = False  # expanding failed; chunks go through as they are
-        self._template: Any = None
-        self._usage: Mapping[str, Any] | None = None  # the newest: some providers tell it more than once
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -202,41 +196,28 @@ class ExpandedStream:
         return type(self._inner)
 
     def _take(self, chunk: Any) -> None:  # noqa: ANN401 - LiteLLM's chunk
-        if self._broken:
-            self._ready.append(chunk)
-            return
-        try:
-            given = chunk.model_dump()
-            self._usage = given.get("usage") or self._usage
-            ready = [self._offsets.put_right(given, out) for out in self._expander.feed(given)]
-            chunks = [chunk if out == given else chunk_like(chunk, out) for out in ready]
-        except Exception as error:  # noqa: BLE001 - ours, never the caller's: what the model wrote goes through
-            log.warning("expanding a stream failed with %s; the rest is handed on as it came", type(error).__name__)
-            self._broken = True
-            chunks = [chunk]
-        self._template = chunk
-        self._ready.extend(chunks)
+        self._ready.extend(self._chunks.feed(chunk))
 
-    def _flush(self, *, partial: bool) -> list[dict[str, Any]]:
+    def _flush(self, *, partial: bool) -> list[Any]:
         try:
-            return self._expander.flush(partial=partial)
+            return self._chunks.flush(partial=partial)
         except Exception as error:  # noqa: BLE001 - as above
             log.warning("ending a stream failed with %s", type(error).__name__)
             return []
 
-    async def _aflush(self, *, partial: bool) -> list[dict[str, Any]]:
+    async def _aflush(self, *, partial: bool) -> list[Any]:
         try:
-            return await self._expander.aflush(partial=partial)
+            return await self._chunks.aflush(partial=partial)
         except Exception as error:  # noqa: BLE001 - as above
             log.warning("ending a stream failed with %s", type(error).__name__)
             return []
 
-    def _end(self, rest: list[dict[str, Any]], error: BaseException | None = None) -> None:
+    def _end(self, rest: list[Any], error: BaseException | None = None) -> None:
         self._over, self._error = True, error
-        if self._usage is not None and not (getattr(self._inner, "_hidden_params", None) or {}).get("cache_hit"):
-            self._exchange.note_usage(self._usage)
-        if self._template is not None:
-            self._ready.extend(chunk_like(self._template, out) for out in rest)
+        usage = self._chunks.usage
+        if usage is not None and not (getattr(self._inner, "_hidden_params", None) or {}).get("cache_hit"):
+            self._exchange.note_usage(usage)
+        self._ready.extend(rest)
 
     def _break_off(self) -> None:
         if not self._over:
@@ -250,15 +231,5 @@ class ExpandedStream:
         raise error or stop
 
 
-def chunk_like(template: Any, chunk: Mapping[str, Any]) -> Any:  # noqa: ANN401 - LiteLLM's chunk
-    """A chunk like `template` (its id, its hidden parameters) that says what `chunk` says."""
-    result = template.model_copy()
-    result.choices = [
-        StreamingChoices(**{**choice, "delta": Delta(**choice.get("delta") or {})}) for choice in chunk["choices"]
-    ]
-    with contextlib.suppress(AttributeError):
-        result._hidden_params = dict(template._hidden_params)  # noqa: SLF001 - LiteLLM's documented name
-    if chunk.get("usage") is None:
-        with contextlib.suppress(AttributeError):
-            del result.usage
-    return result
+def _log_failure(error: Exception) -> None:
+    log.warning("expanding a stream failed with %s; the rest is handed on as it came", type(error).__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from krunch_plugins.compression.windows import Windows
@@ -78,7 +79,7 @@ class ChunkExpander:
         json_content: `content` is JSON text, so what is put into it is escaped.
     """
 
-    __slots__ = ("_choices", "_json_content", "_windows")
+    __slots__ = ("_choices", "_expanded", "_json_content", "_windows")
 
     def __init__(
         self, meanings: Meanings | None, substitutions: Mapping[str, str], *, json_content: bool = False
@@ -86,11 +87,13 @@ class ChunkExpander:
         self._windows = Windows(meanings, substitutions)
         self._json_content = json_content
         self._choices: dict[int, _Choice] = {}
+        self._expanded = 0  # by windows that were given up
 
     @property
     def expanded(self) -> int:
         """Symbols and other marks that were expanded so far, in all choices."""
-        return sum(text.window.expanded for choice in self._choices.values() for text in choice.texts.values())
+        texts = (text for choice in self._choices.values() for text in choice.texts.values())
+        return self._expanded + sum(text.window.expanded for text in texts)
 
     def feed(self, chunk: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Take one chunk; give back what is to be handed on. `chunk` is not changed."""
@@ -108,6 +111,22 @@ class ChunkExpander:
             if delta:
                 chunks.append({**choice.chunk, "choices": [{"index": index, "delta": delta, "finish_reason": None}]})
         return chunks
+
+    def held(self) -> list[dict[str, Any]]:
+        """What `flush` would give back now. Nothing is changed, but `give_up` goes back to here."""
+        chunks = []
+        for index, choice in sorted(self._choices.items()):
+            delta = choice.held()
+            if delta:
+                chunks.append({**choice.chunk, "choices": [{"index": index, "delta": delta, "finish_reason": None}]})
+        return chunks
+
+    def give_up(self) -> None:
+        """Forget what came since `held`, whose chunks have gone out; from now on every text passes as it comes."""
+        self._expanded = self.expanded
+        self._windows = Windows(None, {})
+        for choice in self._choices.values():
+            choice.give_up(self._windows)
 
     def assembled(self) -> list[tuple[int, Message]]:
         """The reply so far, expanded: (choice, whole assistant message) in the order of the choices.
@@ -137,11 +156,12 @@ class ChunkExpander:
 class _Text:
     """One text of a streamed choice: the window it goes through, and what has gone out."""
 
-    __slots__ = ("_out", "window")
+    __slots__ = ("_mark", "_out", "window")
 
     def __init__(self, window: Window) -> None:
         self.window = window
         self._out: list[str] = []
+        self._mark = 0, ""
 
     def feed(self, text: str) -> str:
         self._out.append(self.window.feed(text))
@@ -150,6 +170,21 @@ class _Text:
     def end(self) -> str:
         self._out.append(self.window.end())
         return self._out[-1]
+
+    def held(self) -> str:
+        """What is held back, without changing anything; and the place to which `give_up` goes back."""
+        rest = self.window.held
+        if rest:
+            with suppress(Exception):  # the window is at fault itself: what it holds goes out as it is
+                rest = self.window.rest()
+        self._mark = len(self._out), rest
+        return rest
+
+    def give_up(self, window: Window) -> None:
+        """What was held back at the mark has gone out, and what came since counts for nothing."""
+        place, rest = self._mark
+        self._out[place:] = [rest]
+        self.window = window
 
     def whole(self) -> str:
         return "".join(self._out) + self.window.rest()
@@ -196,6 +231,21 @@ class _Choice:
             rest = text.end()
             if rest:
                 _append(delta, kind, index, rest)
+
+    def held(self) -> dict[str, Any]:
+        """A delta with what is held back."""
+        delta: dict[str, Any] = {}
+        for (kind, index), text in self.texts.items():
+            rest = text.held()
+            if rest:
+                _append(delta, kind, index, rest)
+        return delta
+
+    def give_up(self, windows: Windows) -> None:
+        """From now on every text goes through one of these windows."""
+        self._windows = windows
+        for text in self.texts.values():
+            text.give_up(windows.open())
 
     def message(self) -> Message:
         """What came so far, as a whole message."""

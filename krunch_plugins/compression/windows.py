@@ -100,6 +100,11 @@ class _Stage:
         self._held = text[stop:]
         return out
 
+    @property
+    def held(self) -> str:
+        """What is not decided yet."""
+        return self._held
+
     def again(self) -> Self:
         """The same, for another look at what is held back."""
         other = copy.copy(self)
@@ -260,6 +265,11 @@ class Window:
     def expanded(self) -> int:
         """Symbols and other marks that were expanded so far."""
         return self._marks.expanded if self._marks else 0
+
+    @property
+    def held(self) -> str:
+        """What is held back, as it stands before or between the stages."""
+        return "".join(stage.held for stage in reversed(self._stages))
 
     def feed(self, text: str) -> str:
         """Take more of the text; give back what is decided by now."""

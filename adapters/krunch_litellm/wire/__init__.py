@@ -51,11 +51,17 @@ class WireStream(Protocol):
         reply: the whole reply, expanded, in protocols whose streams repeat it at the end; else None.
     """
 
-    usage: Mapping[str, Any] | None
     reply: Any
 
+    @property
+    def usage(self) -> Mapping[str, Any] | None:
+        """See above."""
+
     def feed(self, item: Any) -> list[Any]:  # noqa: ANN401 - the protocol's own
-        """Take one item; give back what is to be handed on. `item` is not changed."""
+        """Take one item; give back what is to be handed on. `item` is not changed.
+
+        If expanding fails, what was held back goes out before the item; it and all later ones pass as they came.
+        """
 
     async def end(self, *, partial: bool) -> list[Any]:
         """The stream is at its end: what was held back; the hooks run."""

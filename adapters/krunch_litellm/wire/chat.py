@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, Self
 
-from krunch_litellm.replies import aexpanded, chunk_like, is_whole
+from krunch_litellm import telemetry
+from krunch_litellm.chunks import ExpandedChunks
+from krunch_litellm.replies import aexpanded, is_whole
 from krunch_litellm.requests import as_dict, is_json
-from krunch_litellm.wire.offsets import StreamedOffsets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,26 +64,21 @@ class ChatStream:
     """Expands a stream of LiteLLM's chat chunks."""
 
     def __init__(self, exchange: Exchange) -> None:
-        self.usage: Mapping[str, Any] | None = None
         self.reply: Any = None
-        self._expander = exchange.stream()
-        self._offsets = StreamedOffsets(exchange)
-        self._last: Any = None
+        self._chunks = ExpandedChunks(exchange, functools.partial(telemetry.failed, "stream"))
+
+    @property
+    def usage(self) -> Mapping[str, Any] | None:
+        """What the provider counted, as far as the stream has told it."""
+        return self._chunks.usage
 
     def feed(self, item: Any) -> list[Any]:  # noqa: ANN401 - a ModelResponseStream
         """Take one chunk; give back what is to be handed on."""
-        if not hasattr(item, "choices"):
-            return [item]
-        given = item.model_dump()
-        self._last = item
-        self.usage = as_usage(given.get("usage")) or self.usage
-        ready = [self._offsets.put_right(given, out) for out in self._expander.feed(given)]
-        return [item if out == given else chunk_like(item, out) for out in ready]
+        return self._chunks.feed(item) if hasattr(item, "choices") else [item]
 
     async def end(self, *, partial: bool) -> list[Any]:
         """What was held back."""
-        rest = await self._expander.aflush(partial=partial)
-        return [] if self._last is None else [chunk_like(self._last, out) for out in rest]
+        return await self._chunks.aflush(partial=partial)
 
 
 def as_usage(usage: Any) -> Mapping[str, Any] | None:  # noqa: ANN401 - pydantic or dict

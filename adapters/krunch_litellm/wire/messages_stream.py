@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from krunch_litellm import telemetry
 from krunch_litellm.wire.blocks import to_chat
 from krunch_litellm.wire.fields import as_usage
-from krunch_litellm.wire.reasoning import ReasoningText
+from krunch_litellm.wire.reasoning import ReasoningText, UnchangedText
 from krunch_litellm.wire.sse import EventReader, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from krunch_plugins import Exchange
-    from krunch_plugins.exchange import TextExpander, TextWindow
+    from krunch_plugins.exchange import TextWindow
 
     Data = dict[str, Any]
 
@@ -30,7 +31,8 @@ class MessagesStream:
     """Expands a streamed reply: bytes or strings of server-sent events, or events that are parsed already.
 
     What is held back of a block goes out as one more delta, right before the event that ends the block. An event that
-    does not change is handed on in the very bytes that it came in.
+    does not change is handed on in the very bytes that it came in. If expanding fails, what was held back goes out
+    before the event, and from there on everything is handed on as it came.
 
     Args:
         exchange: the request.
@@ -44,6 +46,7 @@ class MessagesStream:
         self._events = EventReader()
         self._blocks: dict[int, _Block] = {}
         self._encode: Callable[[Data], Any] = encode
+        self._broken = False
 
     def feed(self, item: Any) -> list[Any]:  # noqa: ANN401 - bytes, a string or a dict
         """Take one item; give back what is to be handed on."""
@@ -77,20 +80,36 @@ class MessagesStream:
 
     def _take(self, data: Data) -> list[Data] | None:
         """What goes out instead of an event; None if that is the event itself, as it came."""
+        held: list[Data] = []
         try:
-            return self._event(data)
+            held = (
+                [] if self._broken else [delta for index, block in self._blocks.items() for delta in block.held(index)]
+            )
+            out = self._event(data)
         except Exception as error:  # noqa: BLE001 - whatever a provider sends, the stream goes on
             telemetry.failed("stream", error)
-            return None
+            self._give_up(data)
+            return _before(held, data)
+        return None if self._broken else out
+
+    def _give_up(self, data: Data) -> None:
+        """Hand on everything as it comes; what it says is noted all the same, as far as it can be read."""
+        if not self._broken:
+            self._broken = True
+            for block in self._blocks.values():
+                block.give_up()
+            with suppress(Exception):
+                self._event(data)
+
+    def _open(self, *, json_text: bool) -> TextWindow:
+        return UnchangedText() if self._broken else self._texts.open(json_text=json_text)
 
     def _event(self, data: Data) -> list[Data] | None:
         kind, index = data.get("type"), data.get("index")
         if kind == "message_start":
             self._note_usage((data.get("message") or {}).get("usage"))
         elif kind == "content_block_start" and isinstance(index, int) and isinstance(data.get("content_block"), dict):
-            block = self._blocks[index] = _Block(
-                data["content_block"], self._texts, json_text=self._exchange.json_reply
-            )
+            block = self._blocks[index] = _Block(data["content_block"], self._open, json_text=self._exchange.json_reply)
             return [{**data, "content_block": block.opening}] if block.opening != data["content_block"] else None
         elif kind == "content_block_delta" and index in self._blocks and isinstance(data.get("delta"), dict):
             return self._delta(data, self._blocks[index])
@@ -128,13 +147,14 @@ class _Block:
         opening: what the event that begins the block says of it, expanded.
     """
 
-    def __init__(self, given: Data, texts: TextExpander, *, json_text: bool) -> None:
+    def __init__(self, given: Data, open_window: Callable[..., TextWindow], *, json_text: bool) -> None:
         self._kind = given.get("type")
         self._out: list[str] = []
         self._signature: str | None = given.get("signature") or None
         self._citations: list[Any] = []
         self._delta_type = ""
-        window = texts.open(json_text=self._kind not in {"text", "thinking"} or (json_text and self._kind == "text"))
+        self._mark = 0, ""
+        window = open_window(json_text=self._kind not in {"text", "thinking"} or (json_text and self._kind == "text"))
         self._window: TextWindow | ReasoningText = ReasoningText(window) if self._kind == "thinking" else window
         self.opening = given
         field = {"text": "text", "thinking": "thinking"}.get(str(self._kind))
@@ -164,8 +184,23 @@ class _Block:
             rest = self._window.end()
         if not rest:
             return []
-        delta = {"type": self._delta_type, _FIELDS[self._delta_type]: self._said(rest)}
-        return [{"type": "content_block_delta", "index": index, "delta": delta}]
+        return [self._rest_delta(index, self._said(rest))]
+
+    def _rest_delta(self, index: int, rest: str) -> Data:
+        delta = {"type": self._delta_type, _FIELDS[self._delta_type]: rest}
+        return {"type": "content_block_delta", "index": index, "delta": delta}
+
+    def held(self, index: int) -> list[Data]:
+        """A delta with what is held back, if anything is; nothing changes, but `give_up` goes back to here."""
+        rest = self._window.rest()
+        self._mark = len(self._out), rest
+        return [self._rest_delta(index, rest)] if rest else []
+
+    def give_up(self) -> None:
+        """What was held back has gone out, and what came since counts for nothing; from now on all passes."""
+        place, rest = self._mark
+        self._out[place:] = [rest]
+        self._window = UnchangedText()
 
     def whole(self) -> Data:
         """The block as the client has it."""

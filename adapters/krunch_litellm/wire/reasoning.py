@@ -32,6 +32,10 @@ class ReasoningText:
         self._expanded += self._window.feed(raw)
         return self._agreed()
 
+    def rest(self) -> str:
+        """What is held back, as it came: whether that is right either way is not known yet."""
+        return self._raw
+
     def settle(self) -> str:
         """The text is at its end, but not known to be signed or not: what goes out either way."""
         self._expanded += self._window.end()
@@ -51,3 +55,17 @@ class ReasoningText:
         same = self._raw[:end]
         self._raw, self._expanded = self._raw[end:], self._expanded[end:]
         return same
+
+
+class UnchangedText:
+    """A text that passes as it comes, after expanding has failed."""
+
+    def feed(self, text: str) -> str:
+        """The text."""
+        return text
+
+    def end(self) -> str:
+        """Nothing is held back."""
+        return ""
+
+    rest = end

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from krunch_litellm import telemetry
 from krunch_litellm.wire.fields import as_usage, get, items, put, twin, word
 from krunch_litellm.wire.items import part_slots, reply_message, slots
 from krunch_litellm.wire.offsets import Offsets, move, put_offsets_right
-from krunch_litellm.wire.reasoning import ReasoningText
+from krunch_litellm.wire.reasoning import ReasoningText, UnchangedText
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -40,7 +41,8 @@ class ResponsesStream:
 
     What is held back of a text goes out as one more delta right before the event that ends the text; the numbers of
     the events after it move up. Reasoning is held back from its first symbol on until its item is complete: only then
-    it shows whether the provider has encrypted it, and encrypted reasoning passes as it came.
+    it shows whether the provider has encrypted it, and encrypted reasoning passes as it came. If expanding fails, what
+    was held back goes out before the event, and from there on everything is handed on as it came.
 
     Args:
         exchange: the request.
@@ -56,18 +58,55 @@ class ResponsesStream:
         self._waiting: dict[Any, list[Any]] = {}
         self._done: dict[Any, Any] = {}
         self._numbers = _Numbers()
+        self._broken = False
 
     def feed(self, item: Any) -> list[Any]:  # noqa: ANN401 - one of LiteLLM's events, or a dict
         """Take one event; give back what is to be handed on."""
         kind = word(item, "type")
         if not kind.startswith("response.") and kind != "error":
             return [item]
+        held: list[Any] = []
         try:
-            out = self._event(item, kind)
+            if self._broken:
+                self._note(item, kind)
+                out = [item]
+            else:
+                held = self._held()
+                out = self._event(item, kind)
         except Exception as error:  # noqa: BLE001 - whatever a provider sends, the stream goes on
             telemetry.failed("stream", error)
-            out = [item]
+            out = [*held, item]
+            self._give_up(held, item, kind)
         return [self._numbers.next(event) for event in out]
+
+    def _held(self) -> list[Any]:
+        """All that is held back, each text's as a delta, and the events that wait; nothing changes."""
+        texts = [event for text in self._open.values() for event in text.held()]
+        return [*texts, *(event for events in self._waiting.values() for event in events)]
+
+    def _give_up(self, held: list[Any], item: Any, kind: str) -> None:  # noqa: ANN401 - dict or object
+        """Hand on everything as it comes; what it says is noted all the same, as far as it can be read."""
+        if self._broken:
+            return
+        self._broken = True
+        self._waiting.clear()
+        for text in self._open.values():
+            text.give_up()
+        with suppress(Exception):
+            for event in held:
+                self._note(event, word(event, "type"))
+            self._note(item, kind)
+
+    def _note(self, event: Any, kind: str) -> None:  # noqa: ANN401 - dict or object
+        """Take what an event says that is handed on as it came."""
+        if kind in _ENDS:
+            self.reply = get(event, "response")
+            self.usage = as_usage(get(self.reply, "usage")) or self.usage
+        elif kind == "response.output_item.done":
+            self._done[get(event, "output_index")] = get(event, "item")
+        elif kind == "response.output_text.delta" and isinstance(get(event, "delta"), str):
+            key = _key(event, "output_text")
+            self._open.setdefault(key, _Text(UnchangedText(), reasoning=False)).feed(get(event, "delta"))
 
     async def end(self, *, partial: bool) -> list[Any]:
         """What was held back; the hooks run."""
@@ -220,6 +259,7 @@ class _Text:
         self._window: TextWindow | ReasoningText = ReasoningText(window) if reasoning else window
         self.last: Any = None
         self.wire = self.told = ""
+        self._mark = 0
 
     @property
     def undecided(self) -> bool:
@@ -237,6 +277,17 @@ class _Text:
         if isinstance(self._window, ReasoningText):
             return self._event(self._window.end(signed=signed))
         return self._event(self._window.end())
+
+    def held(self) -> list[Any]:
+        """A delta with what is held back; nothing changes, but `give_up` goes back to here."""
+        self._mark = len(self.told)
+        rest = self._window.rest()
+        return [_with(self.last, "delta", rest)] if rest else []
+
+    def give_up(self) -> None:
+        """What came since counts for nothing; from now on all passes."""
+        self.told = self.told[: self._mark]
+        self._window = UnchangedText()
 
     def _event(self, text: str) -> list[Any]:
         return [_with(self.last, "delta", self._tell(text))] if text else []
