@@ -89,8 +89,8 @@ class Krunch:
         self._leave: list[Callable[[], None]] = []
         if self.store is not None:
             assert isinstance(storage, StoragePlugin)
-            followed = self.store.on_evict(self._plugins.on_evict), self.store.on_forget(window.forget)
-            self._leave += [storage.close, *followed]
+            self._leave += [storage.close, self.store.on_evict(self._plugins.on_evict)]
+            self._leave += [self.store.on_forget(window.forget), self.store.on_trim(window.trimmed)]
         try:
             self._plugins.load_entry_points()
             for plugin in plugins:

@@ -110,6 +110,11 @@ class RecallSettings(BaseModel):
         ge=0,
         description="Seconds that a search waits while the index of words is built; then it uses what is there.",
     )
+    embed_seconds: float = Field(
+        default=2.0,
+        ge=0,
+        description="Seconds that a search waits for the embedding of its query; then it does without vectors.",
+    )
     cached_queries: int = Field(
         default=1024, ge=0, description="Answers that are remembered until something is appended. 0: none."
     )

@@ -22,6 +22,7 @@ from weakref import WeakSet
 
 from krunch_litellm.wire.fields import get
 from krunch_plugins import Report
+from krunch_plugins.errors import StoreError
 from krunch_plugins.turns import characters
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ class Chain:
         self._sent: list[Message] = []
         self._known = True
         """What comes before the request is known: nothing, or what the store has."""
+        self._oldest = 0
 
     async def aprepare(self, request: WireRequest, facts: dict[str, Any]) -> Exchange:
         """Prepare the request; what is to be sent of the exchange's messages are the last `len(request.messages)`.
@@ -165,6 +167,8 @@ class Chain:
             RequestRefused: a plugin stopped it.
         """
         self._tail, self._tools = request.messages, facts["tools"] and list(facts["tools"])
+        if self._kept and self._krunch.store is not None and self._identity.session is not None:
+            self._oldest = await asyncio.to_thread(self._oldest_turn)
         if not self._held:
             exchange = await self._krunch.aprepare(request.messages, **facts)
             self._sent = exchange.messages
@@ -240,6 +244,21 @@ class Chain:
             following = link.previous
         return out or None
 
+    def _oldest_turn(self) -> int:
+        """The lowest number that any of the request's messages can have in the store, where they come or have come.
+
+        What is kept of the exchange goes with that turn. A request that goes on from another brings only new messages;
+        one that does not may bring some that are there.
+        """
+        store, session = self._krunch.store, self._identity.session
+        if store is None or session is None:
+            return 0
+        try:
+            info = store.info(session, self._identity.tenant)
+        except StoreError:
+            return 0  # the request goes on without; it is recorded, or not, later
+        return 0 if info is None else max(info.stop - (0 if self._held else len(self._tail)), 0)
+
     def _get(self, response_id: str) -> _Link | None:
         store, session = self._krunch.store, self._identity.session
         if store is None or session is None:
@@ -251,7 +270,7 @@ class Chain:
         store, session = self._krunch.store, self._identity.session
         if store is not None and session is not None:
             data = json.dumps({name: getattr(link, name) for name in link.__slots__}).encode()
-            store.put_state(session, _name(response_id), data, tenant=self._identity.tenant)
+            store.put_state(session, _name(response_id), data, tenant=self._identity.tenant, turn=self._oldest)
 
 
 def own_id(response_id: str) -> str:

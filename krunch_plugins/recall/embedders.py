@@ -89,13 +89,16 @@ class HashingEmbedder:
 class SentenceTransformerEmbedder:
     """A model of the sentence-transformers library, on this machine. It is loaded at the first use.
 
+    `Krunch` uses it in the background, so a model that takes long to load delays no request.
+
     Args:
         model: the model's name or folder.
         device: "cpu", "cuda", …; None: the library chooses.
         batch_size: texts that go through the model at once.
 
     Raises:
-        MissingExtra: at the first use, if sentence-transformers is not installed.
+        MissingExtra: at the first use, if sentence-transformers is not installed. `Krunch` logs it and goes on
+            without vectors; call `embed([])` yourself to know it at once.
     """
 
     def __init__(

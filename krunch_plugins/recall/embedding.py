@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from krunch_plugins.errors import WrongDimension
+from krunch_plugins.recall.embedders import HashingEmbedder
 from krunch_plugins.recall.embedding_pages import rounded
 from krunch_plugins.recall.vectors import unit
 
@@ -40,6 +41,10 @@ _NOT_NOW = (
 )
 _RETRY, _RETRY_MOST = 1.0, 60.0
 _QUERIES = 256
+EMBED_SECONDS = 2.0
+"""Seconds that a search waits for the embedding of its query, unless told otherwise; see `RecallSettings`."""
+_AT_ONCE = 8
+"""Queries that are embedded at the same time. Where so many wait for an embedder that hangs, others do not wait."""
 
 
 def batches(texts: Sequence[str], size: int) -> Iterator[list[str]]:
@@ -124,15 +129,25 @@ def _as_kept(embedder: Embedder, found: Vector) -> list[Vector | None]:
 class QueryVectors:
     """Vectors of what is searched for: the last ones are kept, and an embedder that is down is let be for a while.
 
-    Thread-safe.
+    One that is slow keeps nobody waiting: it is called in a thread, and what comes too late is there for the next
+    search. Thread-safe.
 
     Args:
         embedder: what embeds them.
+        seconds: how long `vector` waits.
         clock: seconds that only go forward.
+
+    Attributes:
+        without: how often no vector was to be had, or not in time.
     """
 
-    def __init__(self, embedder: Embedder, clock: Callable[[], float] = time.monotonic) -> None:
-        self._embedder, self._clock = embedder, clock
+    def __init__(
+        self, embedder: Embedder, seconds: float = EMBED_SECONDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._embedder, self._seconds, self._clock = embedder, seconds, clock
+        self.without = 0
+        self._late = False
+        self._running: dict[str, threading.Event] = {}
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, Vector] = OrderedDict()
         self._failures = 0
@@ -140,13 +155,56 @@ class QueryVectors:
 
     def vector(self, text: str) -> Vector | None:
         """The vector of a query; None if it cannot be had just now."""
+        if isinstance(self._embedder, HashingEmbedder):  # takes less time than a thread
+            kept = self._known(text)
+            if kept is None:
+                self._fetch(text)
+        elif (kept := self._known(text)) is None and (done := self._begin(text)) is not None:
+            self._await(done)
+        if kept is None and (kept := self._known(text)) is None:
+            with self._lock:
+                self.without += 1
+        return kept
+
+    def _known(self, text: str) -> Vector | None:
         with self._lock:
             kept = self._kept.get(text)
             if kept is not None:
                 self._kept.move_to_end(text)
-                return kept
-            if self._clock() < self._not_before:
+            return kept
+
+    def _begin(self, text: str) -> threading.Event | None:
+        """Have a query embedded; what is set when that is over. None if it is not worth a try just now."""
+        with self._lock:
+            done = self._running.get(text)
+            if done is not None:
+                return done
+            if self._clock() < self._not_before or len(self._running) >= _AT_ONCE:
                 return None
+            done = self._running[text] = threading.Event()
+        threading.Thread(target=self._run, args=(text, done), name="krunch-query", daemon=True).start()
+        return done
+
+    def _run(self, text: str, done: threading.Event) -> None:
+        try:
+            self._fetch(text)
+        finally:
+            with self._lock:
+                self._running.pop(text, None)
+            done.set()
+
+    def _await(self, done: threading.Event) -> None:
+        if done.wait(self._seconds):
+            self._late = False
+        elif not self._late:  # said once, until it is in time again
+            self._late = True
+            log.warning(
+                "embedder %r took over %g s for a query (recall.embed_seconds): searches do without vectors meanwhile",
+                self._embedder.name, self._seconds,
+            )  # fmt: skip
+
+    def _fetch(self, text: str) -> None:
+        """Embed a query and keep its vector."""
         try:
             found = self._embed(text)
         except Exception as error:  # noqa: BLE001 - an outside service may raise anything, and the other voices answer
@@ -158,14 +216,13 @@ class QueryVectors:
                 "embedder %r cannot embed a query (%s): searches do without vectors for %g s",
                 self._embedder.name, type(error).__name__, delay,
             )  # fmt: skip
-            return None
+            return
         with self._lock:
             self._failures = 0
             if found is not None:
                 self._kept[text] = found
                 if len(self._kept) > _QUERIES:
                     self._kept.popitem(last=False)
-        return found
 
     def _embed(self, text: str) -> Vector | None:
         """By the embedder's `embed_query`, if it has one: some models embed questions in another way than documents."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import threading
@@ -83,7 +84,13 @@ class EmbeddingIndex:
     ) -> None:
         self.embedder = embedder
         self._store, self._files, self._exact_up_to = store, files, exact_up_to
-        self._pages = EmbeddingPages(store, embedder.name, embedder.dimension)
+        # A plain number costs nothing to read. What has to be worked out may ask a service that is down just now.
+        plain = inspect.getattr_static(embedder, "dimension", None)
+        self._dimension = plain if isinstance(plain, int) else None
+        self.known = threading.Event()
+        if self._dimension is not None:
+            self.known.set()
+        self._pages = EmbeddingPages(store, embedder.name, lambda: self._dimension)
         self._lock = threading.Lock()
         self._spaces: OrderedDict[str | None, Space] = OrderedDict()
         self._left: dict[str | None, str | None] = {}
@@ -94,7 +101,16 @@ class EmbeddingIndex:
         self._process = os.getpid()
 
     def space(self, tenant: str | None) -> Space:
-        """A tenant's embeddings, from its files at first."""
+        """A tenant's embeddings, from its files at first.
+
+        Raises:
+            Exception: whatever an embedder raises that has to be asked for its dimension, and is down. Searches wait
+                for `known` instead, so that they never ask.
+        """
+        dimension = self._dimension
+        if dimension is None:
+            dimension = self._dimension = int(self.embedder.dimension)
+            self.known.set()
         if self._process != os.getpid():  # after a fork: a lock may be held by a thread that only the parent has
             self._process, self._lock, self._spaces = os.getpid(), threading.Lock(), OrderedDict()
         with self._lock:
@@ -102,7 +118,7 @@ class EmbeddingIndex:
             if found is None:
                 self._left.pop(tenant, None)
                 saved = self._vector_files(tenant).read(self._exact_up_to, self._stopping)
-                found = Space(saved, self.embedder.dimension, self._exact_up_to, self._stopping)
+                found = Space(saved, dimension, self._exact_up_to, self._stopping)
                 self._spaces[tenant] = found
             self._spaces.move_to_end(tenant)
             return found
@@ -167,7 +183,7 @@ class EmbeddingIndex:
         """Let the least recently used tenants leave memory, but not this one."""
         while True:
             with self._lock:
-                held = sum(len(space.vectors) for space in self._spaces.values()) * 4 * self.embedder.dimension
+                held = sum(len(space.vectors) for space in self._spaces.values()) * 4 * (self._dimension or 0)
                 oldest, space = next(iter(self._spaces.items()))
             if held <= self._held_bytes or oldest == tenant:
                 return
@@ -180,6 +196,9 @@ class EmbeddingIndex:
 
     def forget(self, tenant: str | None, session: str, keys: Collection[str] | None) -> int:
         """Let a session's turns be found no more, now, and remove the files that hold their vectors; see `Index`."""
+        if not self.known.is_set():  # nothing is in memory yet
+            self._forget_files(tenant)
+            return 0
         space = self.space(tenant)
         with space.lock:
             found = space.catalogue.keys(session)
@@ -354,10 +373,10 @@ class EmbeddingIndex:
 
     def _forget_files(self, tenant: str | None) -> None:
         """Remove the files, for they may hold what was forgotten, also where another process wrote them."""
-        if self._vector_files(tenant).remove():
+        if self._vector_files(tenant).remove() and self.known.is_set():
             space = self.space(tenant)
             with space.lock:
                 space.saved = 0
 
     def _vector_files(self, tenant: str | None) -> VectorFiles:
-        return VectorFiles(self._files.folder(tenant), self.embedder.name, self.embedder.dimension)
+        return VectorFiles(self._files.folder(tenant), self.embedder.name, self._dimension or 0)

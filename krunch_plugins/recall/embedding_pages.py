@@ -16,7 +16,7 @@ import numpy as np
 from krunch_plugins.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -52,11 +52,11 @@ class EmbeddingPages:
     Args:
         store: where the sessions are.
         model: name of the model.
-        dimension: length of its vectors.
+        dimension: tells the length of its vectors; None: not known yet, so no page can be read.
     """
 
-    def __init__(self, store: TurnStore, model: str, dimension: int) -> None:
-        self._store, self._model, self._dimension = store, model, dimension
+    def __init__(self, store: TurnStore, model: str, dimension: Callable[[], int | None]) -> None:
+        self._store, self._model, self._asked = store, model, dimension
 
     def read(self, tenant: str | None, session: str, numbers: range) -> dict[int, tuple[int, NDArray[np.float32]]]:
         """Embeddings of turns of these numbers, with the digests of their texts; those that are not there are left out.
@@ -109,10 +109,10 @@ class EmbeddingPages:
             found = msgspec.msgpack.decode(data, type=_Page) if data else None
         except (msgspec.DecodeError, StoreError):
             return {}  # what is derived can be derived again
-        if found is None or (found.model, found.dimension) != (self._model, self._dimension):
+        if found is None or (found.model, found.dimension) != (self._model, self._asked()):
             return {}
         count = len(found.numbers)
-        if (len(found.digests), len(found.vectors)) != (_DIGEST * count, 2 * self._dimension * count):
+        if (len(found.digests), len(found.vectors)) != (_DIGEST * count, 2 * found.dimension * count):
             return {}
         digests = np.frombuffer(found.digests, dtype="<i8").tolist()
         vectors = np.frombuffer(found.vectors, dtype="<f2").reshape(count, -1).astype(np.float32)
@@ -131,7 +131,7 @@ class EmbeddingPages:
             digests = np.array([found for found, _ in kept.values()], dtype="<i8")
             vectors = np.stack([vector for _, vector in kept.values()]).astype("<f2")
             data = msgspec.msgpack.encode(
-                _Page(self._model, self._dimension, list(kept), digests.tobytes(), vectors.tobytes())
+                _Page(self._model, vectors.shape[1], list(kept), digests.tobytes(), vectors.tobytes())
             )
         self._store.put_state_if(session, _name(page), data, key=key, tenant=tenant)
 

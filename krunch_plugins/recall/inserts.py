@@ -1,7 +1,8 @@
 """What was recalled into a session's requests, kept with the session, so that each worker sends it again at its place.
 
 One record a session, changed by compare-and-swap: of two workers that recall for one request at the same time the first
-one counts for both. It is forgotten with the session.
+one counts for both. It is forgotten with the session. What quotes turns that retention removed goes with them: insert
+by insert where a `Window` is there when it happens, else the whole record.
 """
 
 from __future__ import annotations
@@ -33,10 +34,26 @@ class InsertStore(Protocol):
     def get_state(self, session: str, name: str, *, tenant: str | None = None) -> bytes | None:
         """What was last put under this name, or None."""
 
-    def swap_state(
-        self, session: str, name: str, data: bytes, *, expect: bytes | None, tenant: str | None = None
+    def swap_state(  # noqa: PLR0913 - what, on which condition, and until when
+        self,
+        session: str,
+        name: str,
+        data: bytes,
+        *,
+        expect: bytes | None,
+        tenant: str | None = None,
+        turn: int | None = None,
     ) -> bool:
-        """Keep `data` if `expect` is what lies there; whether it was. A session that is not there is not begun."""
+        """Keep `data` if `expect` is what lies there; whether it was. A session that is not there is not begun.
+
+        Args:
+            session: whose state.
+            name: its name.
+            data: the bytes.
+            expect: what must lie there.
+            tenant: who owns the session.
+            turn: `data` holds text of the session's turns from this number on, and goes when that turn goes.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +160,17 @@ class Inserts:
 
         return self._change(added, session, tenant)
 
-    def drop_session(self, forgotten: str, session: str, tenant: str | None) -> int:
-        """Remove what quotes a session that was forgotten from the record of another; how many inserts that were."""
+    def drop(self, gone: Callable[[Place], bool], session: str, tenant: str | None) -> int:
+        """Remove the inserts that quote turns which are gone from a session's record; how many that were.
+
+        Raises:
+            StoreError: they could not be removed.
+        """
         removed = 0
 
         def cleaned(record: Record) -> Record:
             nonlocal removed
-            kept = tuple(one for one in record.inserts if all(place.session != forgotten for place in one.places))
+            kept = tuple(one for one in record.inserts if not any(map(gone, one.places)))
             removed = len(record.inserts) - len(kept)
             return replace(record, inserts=kept)
 
@@ -163,6 +184,9 @@ class Inserts:
             new = change(old)
             if new == old and (before is not None or new == Record()):
                 return old
-            if self._store.swap_state(session, STATE_NAME, new.to_bytes(), expect=before, tenant=tenant):
+            own = [place.number for one in new.inserts for place in one.places if place.session == session]
+            oldest = min(own, default=None)
+            data = new.to_bytes()
+            if self._store.swap_state(session, STATE_NAME, data, expect=before, tenant=tenant, turn=oldest):
                 return new
         raise StoreError("what was recalled could not be recorded: the session is gone, or others kept changing it")

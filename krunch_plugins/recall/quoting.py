@@ -4,7 +4,8 @@ What was said in a conversation is data. Whoever could once put text into one (a
 must not get a second, better try when it is recalled. So recalled text stands between tags that say what it is, and
 what looks like one of these tags in it, or like a control token of a chat template, gets a backslash behind its
 bracket: visible to a model, and undone by `unquote`. Look-alikes are told by how they look: in full width, with letters
-of other scripts, accents and invisible characters, as character references, with spaces and slashes in between.
+of other scripts, accents and invisible characters, as character references and escapes, also of single letters and
+encoded twice, with spaces and slashes in between.
 """
 
 from __future__ import annotations
@@ -36,23 +37,51 @@ _ROLES = {"user": "user", "assistant": "assistant", "tool": "tool", "function": 
 _LOOKALIKES = str.maketrans(
     {
         **dict.fromkeys("\u2039\u3008\u27e8\u276e\u00ab\u02c2\u1438\u227a\u29fc\u2991", "<"),
-        **dict.fromkeys("\u0430\u03b1\u0251\u1d00", "a"),
-        **dict.fromkeys("\u0441\u03f2\u1d04", "c"),
-        **dict.fromkeys("\u0501\u1d05", "d"),
-        **dict.fromkeys("\u0435\u04bd\u03b5\u1d07", "e"),
-        **dict.fromkeys("\u04cf\u029f\u05df\u01c0\u0456", "l"),
-        **dict.fromkeys("\u043f\u0578\u0274\u03b7", "n"),
-        **dict.fromkeys("\u0433\u0280\u1d26", "r"),
-        **dict.fromkeys("\u0442\u03c4\u1d1b", "t"),
-        **dict.fromkeys("\u03c5\u057d\u1d1c", "u"),
+        **dict.fromkeys("\u2044\u2215\u29f8\u2571\u27cb\u3033\u1735\u2cc6\u31d3\u2afb\u2afd", "/"),
+        **dict.fromkeys("\u29f5\u29f9\u2216\u2572\u27cd\u31d4", "\\"),
+        **dict.fromkeys("\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\U0001d159", ""),  # letters, but blank
+        **dict.fromkeys("\u0430\u03b1\u0251\u1d00\ua4ee\u13aa", "a"),
+        **dict.fromkeys("\u0441\u03f2\u1d04\ua4da\u13df", "c"),
+        **dict.fromkeys("\u0501\u1d05\ua4d3\u13a0", "d"),
+        **dict.fromkeys("\u0435\u04bd\u03b5\u1d07\ua4f0\u13ac", "e"),
+        **dict.fromkeys("\u04cf\u029f\u05df\u01c0\u0456\ua4e1\u13de", "l"),
+        **dict.fromkeys("\u043f\u0578\u0274\u03b7\ua4e0", "n"),
+        **dict.fromkeys("\u0433\u0280\u1d26\ua4e3\u13d2\u13a1", "r"),
+        **dict.fromkeys("\u0442\u03c4\u1d1b\ua4d4\u13a2", "t"),
+        **dict.fromkeys("\u03c5\u057d\u1d1c\ua4f4", "u"),
     }
 )
 """Characters that look like those of our tags, after case folding."""
 
-_BRACKET = r"(?:<|&lt;?|&#0*60;?|&#x0*3c;?|\\+u003c|\\+x3c|%3c)"
-_L = "[li1|]"  # they look the same, also where a capital I was folded
-_NAME = rf"(?:reca{_L}{_L}ed|turn\b|\||im_start|im_end|start_of_|end_of_|begin_of_|s>|bos>|eos>|sys>)"
-_TAG = re.compile(rf"{_BRACKET}(?P<at>)[\s/\\]*{_NAME}|\[(?P<in>)[\s/\\]*inst\b")
+_AMPERSAND = "&(?:(?:amp|#0*38|#x0*26);)*"
+
+
+def _written(*signs: str, also: str = "") -> str:
+    """A pattern for a sign as it is, or as a reference, escape or percent-code, each of which may be encoded again."""
+    codes = [ord(code) for sign in signs for code in dict.fromkeys((sign, sign.upper()))]
+    ways = [re.escape(sign) for sign in signs]
+    for code in codes:
+        ways.append(rf"{_AMPERSAND}#(?:0*{code}(?!\d)|x0*{code:x}(?![\da-f]));?")
+        ways += [rf"\\(?:u00|x){code:02x}", rf"%(?:25)*{code:02x}"]
+    return f"(?:{'|'.join([*ways, also] if also else ways)})"
+
+
+_BRACKET = _written("<", also=f"{_AMPERSAND}lt;?")
+_GAP = rf"(?:\s|{_written('/', also=f'{_AMPERSAND}sol;?')}|{_written(chr(92), also=f'{_AMPERSAND}bsol;?')})*"
+_L = _written("l", "i", "1", "|")  # they look the same, also where a capital I was folded
+_LETTERS = {"l": _L}
+
+
+def _spelt(word: str) -> str:
+    """A pattern for a word, however its letters are written, and with blanks between them."""
+    return r"\s*".join(_LETTERS.get(letter) or _written(letter) for letter in word)
+
+
+_NAME = (
+    rf"(?:{_spelt('recalled')}|{_spelt('turn')}(?!\w)"
+    r"|\||im_start|im_end|start_of_|end_of_|begin_of_|s>|bos>|eos>|sys>)"
+)
+_TAG = re.compile(rf"(?=[<&\\%]){_BRACKET}(?P<at>){_GAP}{_NAME}|\[(?P<in>)[\s/\\]*inst\b")
 _INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 _HEADER = re.compile(r"^<turn [^<>\n]*>\n", re.MULTILINE)
 

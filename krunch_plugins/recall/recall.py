@@ -133,7 +133,7 @@ def _voices(
     if settings.voices & {"vectors", "topics"}:
         from krunch_plugins.recall.vector_search import Vectors
 
-        vectors = Vectors(store, files, embedder)
+        vectors = Vectors(store, files, embedder, embed_seconds=settings.embed_seconds)
         if "vectors" in settings.voices:
             voices["vectors"] = vectors
         if "topics" in settings.voices:

@@ -41,6 +41,8 @@ class Topics:
         if query.session is None:
             return []
         model = self._vectors.answering(query.tenant)
+        if model is None:
+            return []
         wanted = model.queries.vector(query.text)
         if wanted is None or not wanted.any():
             return []

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from krunch_plugins.recall.embedders import HashingEmbedder
-from krunch_plugins.recall.embedding import QueryVectors
+from krunch_plugins.recall.embedding import EMBED_SECONDS, QueryVectors
 from krunch_plugins.recall.embedding_index import HELD_BYTES, EmbeddingIndex
 from krunch_plugins.recall.following import Follower
 from krunch_plugins.recall.vectors import EXACT_UP_TO
@@ -41,6 +41,7 @@ class VectorStats(NamedTuple):
         skipped: turns that the embedder could not do; only words find them.
         kind: "exact" or "graph".
         missing: what would make searches faster and is not installed; None if nothing is missing.
+        without: searches of this process that had to do without vectors, because the query's came late or not at all.
     """
 
     model: str
@@ -49,6 +50,15 @@ class VectorStats(NamedTuple):
     skipped: int
     kind: str
     missing: str | None
+    without: int
+
+
+class _Limits(NamedTuple):
+    """As `Vectors` describes them."""
+
+    exact_up_to: int
+    held_bytes: int
+    embed_seconds: float
 
 
 class Model:
@@ -61,12 +71,12 @@ class Model:
         follower: keeps the index in step.
     """
 
-    def __init__(
-        self, store: TurnStore, files: IndexFiles, embedder: Embedder, exact_up_to: int, held_bytes: int
-    ) -> None:
+    def __init__(self, store: TurnStore, files: IndexFiles, embedder: Embedder, limits: _Limits) -> None:
         self.embedder = embedder
-        self.index = EmbeddingIndex(store, files, embedder, exact_up_to=exact_up_to, held_bytes=held_bytes)
-        self.queries = QueryVectors(embedder)
+        self.index = EmbeddingIndex(
+            store, files, embedder, exact_up_to=limits.exact_up_to, held_bytes=limits.held_bytes
+        )
+        self.queries = QueryVectors(embedder, limits.embed_seconds)
         self.follower = Follower(store, self.index, "vectors")
 
 
@@ -84,6 +94,13 @@ def _with_ties(
         if len(scores) < k + more or scores[-1] < scores[k - 1] or more > _MOST_TIES:
             return ids, scores
         more *= 8
+
+
+def _instead(model: Model, before: Model | None, tenant: str | None, *, wait: bool) -> Model | None:
+    """Which model answers while it is not known how long this one's vectors are; None: none does."""
+    if before is not None and len(before.index.space(tenant).vectors):
+        return before
+    return model if wait and model.index.known.wait(_FIRST_WAIT) else None
 
 
 def _frozen(model: Model) -> Model:
@@ -110,9 +127,10 @@ class Vectors:
         embedder: the model; None: `HashingEmbedder`.
         exact_up_to: vectors up to which search is exact.
         held_bytes: bytes of vectors in memory over all tenants; those that were not used lately leave it.
+        embed_seconds: seconds that a search waits at most for the embedding of its query.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - limits by name
         self,
         store: TurnStore,
         files: IndexFiles,
@@ -120,19 +138,22 @@ class Vectors:
         *,
         exact_up_to: int = EXACT_UP_TO,
         held_bytes: int = HELD_BYTES,
+        embed_seconds: float = EMBED_SECONDS,
     ) -> None:
         self._store, self._files = store, files
-        self._limits = exact_up_to, held_bytes
+        self._limits = _Limits(exact_up_to, held_bytes, embed_seconds)
         self._lock = threading.Lock()
-        self._model = Model(store, files, embedder or HashingEmbedder(), *self._limits)
+        self._model = Model(store, files, embedder or HashingEmbedder(), self._limits)
         self._before: Model | None = None
         self._asked: dict[str | None, float] = {}
         if not isinstance(self._model.embedder, HashingEmbedder):
-            self._before = _frozen(Model(store, files, HashingEmbedder(), *self._limits))
+            self._before = _frozen(Model(store, files, HashingEmbedder(), self._limits))
 
     def search(self, query: SearchQuery) -> Sequence[SearchHit]:
         """The nearest turns first, as far as they have any nearness; exact on what the query's filters leave."""
         model = self.answering(query.tenant)
+        if model is None:
+            return []
         space = model.index.space(query.tenant)
         catalogue, vectors = space.now()
         with space.lock:
@@ -151,8 +172,11 @@ class Vectors:
     def version(self, tenant: str | None) -> Hashable:
         """Differs from before when the same query may have another answer."""
         model = self.answering(tenant)
+        if model is None:
+            return None
         space = model.index.space(tenant)
-        return model.embedder.name, space.serial, space.changes
+        # An answer without vectors is not that of a version: once the query's vector is there, it is another.
+        return model.embedder.name, space.serial, space.changes, model.queries.without
 
     def flush(self, timeout: float | None = None) -> bool:
         """Have every turn embedded; False if an embedder is down, or time ran out."""
@@ -164,7 +188,9 @@ class Vectors:
 
     def forget(self, session: str, tenant: str | None) -> int:
         """Remove every trace of a session's text; how many turns had one."""
-        removed = self._model.index.forget(tenant, session, self._model.follower.gone(tenant))
+        index = self._model.index
+        gone = self._model.follower.gone(tenant) if index.known.is_set() else None  # else there is nothing in memory
+        removed = index.forget(tenant, session, gone)
         with self._lock:
             before = self._before
         if before is not None:
@@ -181,7 +207,7 @@ class Vectors:
         with self._lock:
             if embedder.name == self._model.embedder.name:
                 return
-            self._before, self._model = self._model, Model(self._store, self._files, embedder, *self._limits)
+            self._before, self._model = self._model, Model(self._store, self._files, embedder, self._limits)
             self._asked.clear()
             before = self._before
         _frozen(before)
@@ -190,27 +216,41 @@ class Vectors:
 
     def stats(self, tenant: str | None = None) -> VectorStats:
         """What a tenant's vectors are like; of the model that is being built, if there is one."""
+        name, without = self._model.embedder.name, self._model.queries.without
+        if not self._model.index.known.is_set():
+            return VectorStats(name, 0, 0, 0, "exact", None, without)
         space = self._model.index.space(tenant)
         kind = "exact" if space.vectors.graph is None else "graph"
         return VectorStats(
-            self._model.embedder.name,
+            name,
             len(space.vectors),
             len(space.lacking),
             space.skipped,
             kind,
             space.vectors.missing,
+            without,
         )
 
-    def answering(self, tenant: str | None) -> Model:
-        """The model whose vectors answer a tenant's searches; has the background look for news now and then."""
+    def answering(self, tenant: str | None) -> Model | None:
+        """The model whose vectors answer a tenant's searches; has the background look for news now and then.
+
+        None while an embedder has not told its dimension: the background asks it, and it may be down.
+        """
         with self._lock:
             model, before = self._model, self._before
             asked, now = self._asked.get(tenant), time.monotonic()
-            if asked is None or now - asked > _LOOK_AGAIN:
+            due = asked is None or now - asked > _LOOK_AGAIN
+            if due:
                 self._asked[tenant] = now
+        if not model.index.known.is_set():
+            if due:
+                model.follower.wake(tenant)
+            found = _instead(model, before, tenant, wait=asked is None)
+            if found is not model:
+                return found
         space = model.index.space(tenant)
         first = not space.complete.is_set() and not space.awaited
-        if first or asked is None or now - asked > _LOOK_AGAIN:
+        if first or due:
             model.follower.wake(tenant)
         if space.complete.is_set():
             if before is not None:

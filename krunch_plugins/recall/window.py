@@ -23,9 +23,10 @@ from krunch_plugins.recall.recalling import Recalling, Request
 from krunch_plugins.report import ContextReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from krunch_plugins.exchange import Exchange
+    from krunch_plugins.recall.selection import Place
     from krunch_plugins.report import ContextReason
     from krunch_plugins.settings import Settings
     from krunch_plugins.tokens import Tokenizer
@@ -46,6 +47,14 @@ def _for_recalled(window: int, share: float) -> int:
     return max(int(window * share), min(_LEAST_RECALLED, window // _SMALL_WINDOW)) if share else 0
 
 
+class StoredSession(Protocol):
+    """What the window wants to know of a session."""
+
+    @property
+    def first(self) -> int:
+        """Number of its oldest turn."""
+
+
 class WindowStore(InsertStore, Protocol):
     """What the window needs of the store."""
 
@@ -55,7 +64,7 @@ class WindowStore(InsertStore, Protocol):
     def sessions(self, tenant: str | None = None) -> list[str]:
         """Ids of a tenant's sessions."""
 
-    def info(self, session: str, tenant: str | None = None) -> object | None:
+    def info(self, session: str, tenant: str | None = None) -> StoredSession | None:
         """What is known of a session; None if there is none."""
 
 
@@ -127,8 +136,31 @@ class Window:
         """Remove what quotes a forgotten session from the tenant's other sessions; how many inserts that were."""
         if self._store is None or self._inserts is None or self._settings.context_sessions != "all":
             return 0
-        sessions = self._store.sessions(tenant)
-        return sum(self._inserts.drop_session(session, other, tenant) for other in sessions if other != session)
+        others = [other for other in self._store.sessions(tenant) if other != session]
+        return self._drop(lambda place: place.session == session, others, tenant)
+
+    def trimmed(self, tenant: str | None, firsts: Mapping[str, int]) -> int:
+        """Remove what quotes turns that retention removed; how many inserts that were.
+
+        Args:
+            tenant: whose turns.
+            firsts: numbers of the oldest turns that are left, by session.
+        """
+        if self._store is None or self._inserts is None:
+            return 0
+        sessions = self._store.sessions(tenant) if self._settings.context_sessions == "all" else list(firsts)
+        return self._drop(lambda place: place.number < firsts.get(place.session, 0), sessions, tenant)
+
+    def _drop(self, gone: Callable[[Place], bool], sessions: Sequence[str], tenant: str | None) -> int:
+        """Remove inserts that quote what is gone. Where that fails, the next request of the session does it."""
+        assert self._inserts is not None
+        removed = 0
+        for session in sessions:
+            try:
+                removed += self._inserts.drop(gone, session, tenant)
+            except StoreError as error:
+                log.warning("inserts that quote removed turns were not removed: %s", type(error).__name__)
+        return removed
 
     def _apply(self, exchange: Exchange, window: int, report: ContextReport) -> None:
         name, _ = tokens.encoding_for(exchange.model, self._settings.default_encoding)
@@ -166,23 +198,30 @@ class Window:
         if record.stored != stored:
             self._record(exchange)
             record = self._inserts.note_stored(stored, session, exchange.tenant)
-        inserts = self._recall(plan, self._without_forgotten(plan, plan.inserts(record)), limits)
+        inserts = self._recall(plan, self._without_gone(plan, plan.inserts(record)), limits)
         report = plan.report
         report.inserts = len(inserts)
         report.recalled_tokens = sum(one.tokens for one in inserts.values())
         report.tokens_after += report.recalled_tokens
         _put_together(plan, inserts)
 
-    def _without_forgotten(self, plan: _Plan, inserts: dict[int, Insert]) -> dict[int, Insert]:
-        """The inserts without those that quote another session that is gone: not sent again, whatever that costs."""
+    def _without_gone(self, plan: _Plan, inserts: dict[int, Insert]) -> dict[int, Insert]:
+        """The inserts without those that quote what was removed since: not sent again, whatever that costs."""
         assert self._store is not None
         assert self._inserts is not None
         tenant = plan.exchange.tenant
-        others = {place.session for one in inserts.values() for place in one.places} - {plan.session}
-        gone = {other for other in others if self._store.info(other, tenant) is None}
-        for other in gone:
-            self._inserts.drop_session(other, plan.session, tenant)
-        return {at: one for at, one in inserts.items() if gone.isdisjoint(place.session for place in one.places)}
+        known = {
+            session: self._store.info(session, tenant)
+            for session in {place.session for one in inserts.values() for place in one.places}
+        }
+
+        def gone(place: Place) -> bool:
+            return place.session in known and ((info := known[place.session]) is None or place.number < info.first)
+
+        left = {at: one for at, one in inserts.items() if not any(map(gone, one.places))}
+        if len(left) < len(inserts):
+            self._inserts.drop(gone, plan.session, tenant)
+        return left
 
     def _recall(self, plan: _Plan, inserts: dict[int, Insert], limits: Limits) -> dict[int, Insert]:
         """The inserts with what is recalled for the last message, if that is the user's."""

@@ -25,8 +25,8 @@ chance more often than BM25 allows for."""
 SATURATION = 1.2
 """BM25's k1 for windows, as SQLite has it for turns."""
 ROWS = 6000
-"""Rows of the index that a query may look at, about. Its rarest terms come first; what is too common for that says
-little where so much is stored."""
+"""Rows of the index that a query may look at, about, of those that its filters leave. Its rarest terms come first; what
+is too common for that says little where so much is stored."""
 CANDIDATES = 300
 """Turns that are ranked by each of both scores before these are added up."""
 COUNTED, MOST_TERMS = 1024, 128
@@ -60,11 +60,11 @@ def rank(connection: sqlite3.Connection, query: SearchQuery, window_weight: floa
     rows = _rows(connection, query)
     if rows is None:
         return []
-    chosen = _choose(connection, query.text, rows)
+    filtering = _Filter(query)
+    chosen = _choose(connection, query.text, rows, filtering)
     if not chosen:
         return []
     wanted = max(CANDIDATES, query.k)
-    filtering = _Filter(query)
     turns = _turns(connection, chosen, rows, filtering, wanted)
     scores = turns
     if window_weight:
@@ -85,8 +85,12 @@ def _rows(connection: sqlite3.Connection, query: SearchQuery) -> Rows | None:
     return None if slot is None else span(slot)
 
 
-def _choose(connection: sqlite3.Connection, text: str, rows: Rows) -> list[str]:
-    """The terms to look for, as FTS5 expressions of one quoted word each: the rarest first, until there are enough."""
+def _choose(connection: sqlite3.Connection, text: str, rows: Rows, filtering: _Filter) -> list[str]:
+    """The terms to look for, as FTS5 expressions of one quoted word each: the rarest first, until there are enough.
+
+    Which terms are too common is a matter of the turns that the filter leaves: a word that is rare in all turns may be
+    in none of these.
+    """
     found = list(dict.fromkeys(terms.terms(text)))
     if len(found) > COUNTED:
         found = sorted(found, key=lambda term: (-len(term.encode()), term))[:COUNTED]
@@ -94,10 +98,11 @@ def _choose(connection: sqlite3.Connection, text: str, rows: Rows) -> list[str]:
     for term in found:
         # Quoted, so that it is never an operator of the query language; a term holds no quotes.
         expression = f'"{term}" *' if terms.is_unspaced(term) else f'"{term}"'
-        sql = "SELECT count(*) FROM turns WHERE turns MATCH ? AND rowid BETWEEN ? AND ?"
-        count = connection.execute(sql, (expression, *rows)).fetchone()[0]
-        if count:
+        if count := _matching(connection, expression, rows):
             counted.append((count, expression))
+    if filtering.sql and (len(counted) > MOST_TERMS or sum(count for count, _ in counted) > ROWS):
+        left = ((_matching(connection, expression, rows, filtering), expression) for _, expression in counted)
+        counted = [(count, expression) for count, expression in left if count]
     chosen: list[str] = []
     total = 0
     for count, expression in sorted(counted)[:MOST_TERMS]:
@@ -106,6 +111,17 @@ def _choose(connection: sqlite3.Connection, text: str, rows: Rows) -> list[str]:
             break
         chosen.append(expression)
     return chosen
+
+
+def _matching(connection: sqlite3.Connection, expression: str, rows: Rows, filtering: _Filter | None = None) -> int:
+    """How many turns match an expression, and pass the filter if there is one."""
+    join, conditions, values = "", "", []
+    if filtering is not None:
+        join, conditions, values = " JOIN docs ON docs.id = turns.rowid", filtering.sql, filtering.values
+    sql = (  # nothing in it comes from the query's text
+        f"SELECT count(*) FROM turns{join} WHERE turns MATCH ? AND turns.rowid BETWEEN ? AND ?{conditions}"  # noqa: S608
+    )
+    return int(connection.execute(sql, (expression, *rows, *values)).fetchone()[0])
 
 
 class _Filter:

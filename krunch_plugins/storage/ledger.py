@@ -334,8 +334,9 @@ class Ledger:
         return self.shelf.need(f"x/{record.id}/{inside}", State).data
 
     def put_state(  # noqa: PLR0913, PLR0917 - who, what, when, and on which condition
-        self, session: str, name: str, data: bytes, tenant: str | None, now: float, key: str | None = None
-    ) -> bool:
+        self, session: str, name: str, data: bytes, tenant: str | None, now: float, key: str | None = None,
+        *, turn: int | None = None,
+    ) -> bool:  # fmt: skip
         """Keep bytes with a session, which is begun if it is new; with a key, only if it is there under that key."""
         with self.cold.transaction():
             found = self.find(session, tenant) if key is not None else None
@@ -343,24 +344,28 @@ class Ledger:
                 return False
             holder, record = self.obtain(session, tenant, now)
             inside = state_name(name)
-            size = self.shelf.save(f"x/{record.id}/{inside}", State(to_bytes(name), data, now))
+            size = self.shelf.save(f"x/{record.id}/{inside}", State(to_bytes(name), data, now, turn))
             self.grow(holder, record, size - record.states.get(inside, 0))
             if self._quota is not None and holder.size > self._quota:
                 raise QuotaExceeded(tenant, holder.size, self._quota)
             record.states[inside] = size
+            record.aging.pop(inside, None)
+            if turn is not None:
+                record.aging[inside] = turn, now
             if key is None:
                 record.used = max(record.used, now)
             self.save(holder, record)
             return True
 
     def swap_state(  # noqa: PLR0913 - as `put_state`
-        self, session: str, name: str, data: bytes, tenant: str | None, now: float, *, expect: bytes | None
-    ) -> bool:
+        self, session: str, name: str, data: bytes, tenant: str | None, now: float, *, expect: bytes | None,
+        turn: int | None = None,
+    ) -> bool:  # fmt: skip
         """`put_state`, if the session is there and `expect` is what it has under this name."""
         with self.cold.transaction():
             if self.find(session, tenant) is None or self.get_state(session, name, tenant) != expect:
                 return False
-            self.put_state(session, name, data, tenant, now)
+            self.put_state(session, name, data, tenant, now, turn=turn)
         return True
 
     def profile(self, record: Session) -> Profile:

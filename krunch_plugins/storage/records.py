@@ -119,6 +119,8 @@ class Session(msgspec.Struct, array_like=True):
     missing: list[tuple[int, int]] = []
     """Ranges of turns that lie in quarantine."""
     quarantined: list[str] = []
+    aging: dict[str, tuple[int, float]] = {}
+    """Of the states that hold text of turns: NAME, number of the oldest of these turns, and when they were last put."""
 
 
 class Entry(msgspec.Struct, array_like=True):
@@ -154,6 +156,8 @@ class State(msgspec.Struct, array_like=True):
     name: bytes
     data: bytes
     at: float
+    turn: int | None = None
+    """It holds text of turns from this number on, and goes when that one goes."""
 
 
 class Profile(msgspec.Struct, array_like=True):

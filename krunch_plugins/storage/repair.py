@@ -301,14 +301,17 @@ class _Rebuild:
 
     def _extras(self, record: Session, frames: _Frames) -> None:
         """States and profile, as far as they are whole."""
-        record.states = {}
+        record.states, record.aging = {}, {}
         for name in frames.states:
             key = f"x/{record.id}/{name}"
-            if self._load(key, State) is None:
+            state = self._load(key, State)
+            if state is None:
                 self._aside(key, record.id, record.quarantined)
             else:
                 record.states[name] = len(self._cold.get(key) or b"")
                 record.size += record.states[name]
+                if state.turn is not None:
+                    record.aging[name] = state.turn, state.at
         record.profile = self._load(f"p/{record.id}", Profile) is not None
         if not record.profile:
             self._aside(f"p/{record.id}", record.id, record.quarantined)

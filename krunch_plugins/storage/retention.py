@@ -172,7 +172,7 @@ def cut(ledger: Ledger, session: str, tenant: str | None, start: int) -> tuple[s
 
 def expire(
     ledger: Ledger, cutoff: float | None, keep_turns: int | None, report: Forgotten
-) -> list[tuple[str, str, str | None]]:
+) -> tuple[list[tuple[str, str, str | None]], list[str]]:
     """Apply retention: from the front of each session, up to the first turn that is to be kept.
 
     Args:
@@ -182,9 +182,10 @@ def expire(
         report: is added to.
 
     Returns:
-        Key, session and tenant of those that had to do with it.
+        Key, session and tenant of those that had to do with it; keys of those that have states which must go, too.
     """
-    touched = []
+    touched: list[tuple[str, str, str | None]] = []
+    aged: list[str] = []
     for tenant in ledger.tenants():
         if tenant is not None and tenant.startswith(APART):
             continue
@@ -194,6 +195,8 @@ def expire(
             if cutoff is not None:
                 keep = max(keep, _first_since(ledger, record, keep, cutoff))
             old = cutoff is not None and record.used < cutoff
+            if _aged(record, keep, cutoff):
+                aged.append(record.id)
             if keep >= record.next and old:
                 remove(ledger, session, tenant, report)
             elif keep > record.first:
@@ -203,7 +206,37 @@ def expire(
             else:
                 continue
             touched.append((record.id, session, tenant))
-    return touched
+    return touched, aged
+
+
+def drop_states(ledger: Ledger, inside: str, cutoff: float | None, report: Forgotten) -> None:
+    """Remove a session's states that hold text of turns which are gone.
+
+    Args:
+        ledger: where the session lies.
+        inside: its key.
+        cutoff: those that were put before this time go, too; seconds since the epoch.
+        report: is added to.
+    """
+    with ledger.cold.transaction():
+        record = ledger.shelf.load(f"s/{inside}", Session)
+        names = [] if record is None else _aged(record, record.first, cutoff)
+        if record is None or not names:
+            return
+        holder = ledger.shelf.need(f"t/{record.tenant}", Tenant)
+        for name in names:
+            ledger.cold.delete(f"x/{inside}/{name}")
+            ledger.grow(holder, record, -record.states.pop(name, 0))
+            del record.aging[name]
+        ledger.save(holder, record)
+        mark_unscrubbed(ledger)
+    report.states += len(names)
+    report.scrubbed = False
+
+
+def _aged(record: Session, first: int, cutoff: float | None) -> list[str]:
+    """Which states hold text of turns before `first`, or were put before the cutoff."""
+    return [name for name, (turn, at) in record.aging.items() if turn < first or (cutoff is not None and at < cutoff)]
 
 
 def _first_since(ledger: Ledger, record: Session, start: int, cutoff: float) -> int:

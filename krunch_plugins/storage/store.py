@@ -89,6 +89,7 @@ class ConversationStore:
         if on_evict:
             self._tiers.listeners.append(on_evict)
         self._forgetters: list[Callable[[str, str | None], int]] = []
+        self._trimmers: list[Callable[[str | None, Mapping[str, int]], int]] = []
         self._tiers.upkeep.start()
 
     def __enter__(self) -> Self:
@@ -278,18 +279,36 @@ class ConversationStore:
         ledger = self._ledger(session)
         return ledger.steady(lambda: ledger.get_state(session, name, tenant))
 
-    def put_state(self, session: str, name: str, data: bytes, *, tenant: str | None = None) -> None:
-        """Keep bytes with the session; durable when it returns, forgotten with the session."""
-        self._ledger(session).put_state(session, name, data, tenant, self._clock())
+    def put_state(
+        self, session: str, name: str, data: bytes, *, tenant: str | None = None, turn: int | None = None
+    ) -> None:
+        """Keep bytes with the session; durable when it returns, forgotten with the session.
 
-    def swap_state(
-        self, session: str, name: str, data: bytes, *, expect: bytes | None, tenant: str | None = None
+        Args:
+            session: whose state; begun if it is new.
+            name: the state's name.
+            data: the bytes.
+            tenant: who owns the session.
+            turn: the bytes hold text of turns, of which this number is the oldest. They go when retention or `trim`
+                removes that turn, and `retention_days` after they were put.
+        """
+        self._ledger(session).put_state(session, name, data, tenant, self._clock(), turn=turn)
+
+    def swap_state(  # noqa: PLR0913 - as `put_state`, and on which condition
+        self,
+        session: str,
+        name: str,
+        data: bytes,
+        *,
+        expect: bytes | None,
+        tenant: str | None = None,
+        turn: int | None = None,
     ) -> bool:
         """`put_state`, but only if `expect` is what lies there (None: nothing); whether it was.
 
         No other process comes in between. A session that does not exist is not begun: it may just have been forgotten.
         """
-        return self._ledger(session).swap_state(session, name, data, tenant, self._clock(), expect=expect)
+        return self._ledger(session).swap_state(session, name, data, tenant, self._clock(), expect=expect, turn=turn)
 
     def put_state_if(self, session: str, name: str, data: bytes, *, key: str, tenant: str | None = None) -> bool:
         """`put_state`, but only if the session is there and still the one of this key; see `TurnEvent.key`.
@@ -365,14 +384,19 @@ class ConversationStore:
         Returns:
             How many turns were removed.
         """
-        inside, removed = retention.cut(self._ledger(session), session, tenant, start)
+        ledger = self._ledger(session)
+        inside, removed = retention.cut(ledger, session, tenant, start)
         if removed:
             self._tiers.let_go(self._tiers.hot.take(inside, "forget"))
             self._tiers.tell(tenant)
+            self._trimmed(ledger, [(session, tenant)])
+            retention.drop_states(ledger, inside, None, Forgotten())
         return removed
 
     def expire(self, now: float | None = None) -> Forgotten:
         """Apply `retention_days` and `retention_turns`, from the front of each session up to the first turn that stays.
+
+        What the store keeps elsewhere of the text of those turns goes, too; see `put_state` and `on_trim`.
 
         Args:
             now: seconds since the epoch; None: the clock's.
@@ -383,12 +407,18 @@ class ConversationStore:
         cutoff = None if days is None else (self._clock() if now is None else now) - days * 86_400
         if cutoff is None and count is None:
             return report
-        for inside, session, tenant in retention.expire(ledger, cutoff, count, report):
+        touched, aged = retention.expire(ledger, cutoff, count, report)
+        trimmed = []
+        for inside, session, tenant in touched:
             self._tiers.let_go(self._tiers.hot.take(inside, "forget"))
             if ledger.find(session, tenant) is None:
                 self._gone(session, tenant, report)
             else:
                 self._tiers.tell(tenant)
+                trimmed.append((session, tenant))
+        report.elsewhere += self._trimmed(ledger, trimmed)
+        for inside in aged:  # what a listener has just cleaned is not among what goes
+            retention.drop_states(ledger, inside, cutoff, report)
         retention.settle_soon(ledger, report)
         return report
 
@@ -397,6 +427,15 @@ class ConversationStore:
         for forgetter in self._forgetters:
             report.elsewhere += forgetter(session, tenant)
         self._tiers.tell(tenant)
+
+    def _trimmed(self, ledger: Ledger, sessions: list[tuple[str, str | None]]) -> int:
+        """Tell the listeners of `on_trim` which sessions have lost turns; how much these removed."""
+        firsts: dict[str | None, dict[str, int]] = {}
+        for session, tenant in sessions:
+            record = ledger.find(session, tenant)
+            if record is not None:
+                firsts.setdefault(tenant, {})[session] = record.first
+        return sum(trimmer(tenant, found) for tenant, found in firsts.items() for trimmer in self._trimmers)
 
     def _ledger(self, session: str = "") -> Ledger:
         if not isinstance(session, str):
@@ -472,6 +511,17 @@ class ConversationStore:
         """
         self._forgetters.append(forgetter)
         return lambda: _take_out(self._forgetters, forgetter)
+
+    def on_trim(self, trimmer: Callable[[str | None, Mapping[str, int]], int]) -> Callable[[], None]:
+        """Have `trimmer(tenant, firsts)` called when turns of a tenant's sessions were removed, not all of them.
+
+        `firsts` has the number of the oldest turn that is left, by session. It returns how many things it removed.
+
+        Returns:
+            A function that ends this.
+        """
+        self._trimmers.append(trimmer)
+        return lambda: _take_out(self._trimmers, trimmer)
 
 
 def _take_out(items: list[Any], item: object) -> None:

@@ -553,7 +553,9 @@ def test_sessions_that_come_and_go_leave_nothing(opened: Callable[..., tuple[Con
     store.append("stays", says("a violin"))
     vectors.flush()
 
-    space = vectors.answering(None).index.space(None)
+    model = vectors.answering(None)
+    assert model is not None
+    space = model.index.space(None)
     assert len(space.catalogue.state()["session"]) < 4096
     assert [numbers(vectors, text, k=1) for text in (*BIRDS, "violin")] == [[("stays", n)] for n in range(4)]
 
@@ -609,7 +611,9 @@ def test_tenants_that_are_not_used_leave_memory(opened: Callable[..., tuple[Conv
     for tenant in ("a", "b", "c"):
         store.append("s", many(60, seed=ord(tenant)), tenant=tenant)
         assert vectors.flush()
-    held = vectors.answering("c").index.spaces()
+    model = vectors.answering("c")
+    assert model is not None
+    held = model.index.spaces()
     assert set(held) & {"a", "b"} == set()
     for tenant in ("a", "b", "c"):
         text = many(60, seed=ord(tenant))[7]["content"]

@@ -43,6 +43,12 @@ def talk(rounds: int = 16, fact: str = "My ferry ticket has the number QX-7781."
     return out
 
 
+def small(first: int) -> list[Message]:
+    """Talk about other things, of other words for each number that it begins with."""
+    texts = [" ".join(f"thing{number}x{index}" for index in range(12)) for number in range(first, first + 8)]
+    return [message for text in texts for message in (user(f"Turn it: {text}"), bot(f"Turned: {text}"))]
+
+
 def opened(home: Path, **options: Any) -> Krunch:
     """A Krunch with a store and a window of 600 tokens."""
     return Krunch(Settings(home=str(home), context_window=600, **options))
@@ -272,6 +278,43 @@ def test_what_another_process_forgot_is_not_sent_again(tmp_path: Path) -> None:
         assert "ZZ-1111" in str(restore(first.messages))
         assert "ZZ-1111" not in str(restore(second.messages))
         assert b"ZZ-1111" not in (other.get_state("s", "recall") or b"")
+
+
+def test_retention_removes_what_quotes_the_turns_it_removed(tmp_path: Path) -> None:
+    """An insert goes from the disk and from the request with a turn in it, one of turns that stay is sent again."""
+    with opened(tmp_path) as krunch:
+        assert krunch.store is not None
+        first = krunch.prepare([*talk(), QUESTION], model="gpt-4o", session="s")
+        told = [*small(20), user("Zebra enclosure: B-12."), *small(30)]
+        later = [*talk(), QUESTION, bot("Look there."), *told, user("Where was that zebra enclosure?")]
+        second = krunch.prepare(later, model="gpt-4o", session="s")
+        assert report(first).recalled
+        assert "B-12" in str(restore(second.messages)[-2])
+        assert krunch.store.trim("s", min(number for _, number in report(second).recalled))
+        kept = krunch.store.get_state("s", "recall") or b""
+        again = krunch.prepare(later, model="gpt-4o", session="s")
+
+    assert b"QX-7781" not in kept
+    assert b"B-12" in kept
+    assert again.messages == second.messages
+
+
+def test_what_another_process_trimmed_is_not_sent_again(tmp_path: Path) -> None:
+    """Quotes go from the disk where nobody watches for them, too; those in other sessions with the next request."""
+    history = [*talk(fact="Nothing much."), QUESTION]
+    with opened(tmp_path, context_sessions="all") as krunch, ConversationStore(tmp_path) as other:
+        own = ask(krunch, "own")
+        other.append("before", [user("My ferry ticket number is ZZ-1111."), bot("Yes."), bot("Bye.")])
+        first = krunch.prepare(history, model="gpt-4o", session="s")
+        other.trim("before", 2)
+        other.trim("own", 6)
+        second = krunch.prepare(history, model="gpt-4o", session="s")
+
+        assert report(own).recalled
+        assert "ZZ-1111" in str(restore(first.messages))
+        assert "ZZ-1111" not in str(restore(second.messages))
+        assert b"ZZ-1111" not in (other.get_state("s", "recall") or b"")
+        assert other.get_state("own", "recall") is None
 
 
 class Redactor:

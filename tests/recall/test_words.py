@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from krunch_plugins import ConversationStore, Krunch, SearchQuery, Settings, Turn
+from krunch_plugins.recall.word_search import ROWS
 from krunch_plugins.recall.word_terms import terms
 
 if TYPE_CHECKING:
@@ -240,3 +241,18 @@ def test_a_query_of_a_thousand_words_is_answered(krunch: Krunch) -> None:
 
     hits = krunch.search(f"{text} {'z' * 100} 围棋机器学习 {text}")
     assert [hit.session for hit in hits] == ["chinese"]
+
+
+@pytest.mark.parametrize("asked", [{"after": 1500.0}, {"roles": ["tool"]}, {"metadata": {"new": True}}])
+def test_a_word_is_as_common_as_it_is_in_what_the_filter_leaves(tmp_path: Any, asked: dict[str, Any]) -> None:
+    """Where all turns hold a common word, those that a filter leaves are found by it beside a rarer one elsewhere."""
+    with Krunch(Settings(home=tmp_path, recall={"voices": ["words"]})) as krunch:
+        assert krunch.store is not None
+        old = [{"role": "user", "content": f"server {number}"} for number in range(ROWS + 200)]
+        krunch.store.append("old", [Turn(0, {"role": "user", "content": "zebra"}, 1000.0)])
+        krunch.store.append("old", [Turn(0, message, 1000.0) for message in old])
+        new = {"role": "tool", "content": "the server of the kitchen is down"}
+        krunch.store.append("new", [Turn(0, new, 2000.0, None, {"new": True})])
+        hits = krunch.search("zebra server", k=1, **asked)
+
+    assert [hit.turn.message for hit in hits] == [new]

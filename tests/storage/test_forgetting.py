@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import pytest
@@ -305,3 +305,66 @@ def test_retention_is_for_conversations(open_store: Open) -> None:
     assert store.turns("s", tenant=f"{APART}checkpoints")[0].message == many(5)[0]
     assert told
     assert set(told) == {"t"}
+
+
+def test_states_go_with_the_turns_that_they_quote(open_store: Open, tmp_path: Path) -> None:
+    """A state put with a turn's number goes when that turn goes; others stay, and it may be put anew."""
+    store = open_store(retention_turns=4, codec="none")
+    store.append("s", many(6))
+    store.put_state("s", "quotes", SECRET.encode(), turn=1)
+    store.put_state("s", "young", b"young", turn=4)
+    store.put_state("s", "apart", b"apart")
+    store.put_state("s", "once", SECRET.encode(), turn=0)
+    store.put_state("s", "once", b"no quote any more")
+    assert store.swap_state("s", "swapped", SECRET.encode(), expect=None, turn=1)
+    report = store.expire()
+
+    assert (report.turns, report.states) == (2, 2)
+    names = ("quotes", "swapped", "young", "apart", "once")
+    assert [store.get_state("s", name) for name in names] == [None, None, b"young", b"apart", b"no quote any more"]
+    assert SECRET.encode() not in _everything(tmp_path)
+    assert store.trim("s", 5) == 3
+    assert store.get_state("s", "young") is None
+    store.put_state("s", "late", b"of a turn that is gone", turn=2)
+    assert store.expire().states == 1
+    assert store.check().ok
+
+
+def test_states_that_quote_turns_grow_old(open_store: Open) -> None:
+    """With retention by age such a state also goes by its own age, be there turns or not."""
+    day = 86_400.0
+    clock = [0.0]
+    store = open_store(retention_days=30, clock=lambda: clock[0])
+    store.put_state("s", "quotes", b"quote", turn=0)
+    store.put_state("s", "apart", b"apart")
+    clock[0] = 20 * day
+    store.append("s", says("young"))
+
+    assert store.expire(now=29 * day).states == 0
+    assert store.expire(now=31 * day).states == 1
+    assert store.get_state("s", "quotes") is None
+    assert store.get_state("s", "apart") == b"apart"
+
+
+def test_those_who_quote_turns_are_told_when_turns_go(open_store: Open) -> None:
+    """`on_trim` names what is left of each session, before states go, so that a listener can clean its own."""
+    store = open_store(retention_turns=2)
+    told: list[tuple[str | None, dict[str, int]]] = []
+
+    def clean(tenant: str | None, firsts: Mapping[str, int]) -> int:
+        told.append((tenant, dict(firsts)))
+        store.put_state("a", "quotes", b"only the new", tenant="t", turn=3)
+        return 1
+
+    leave = store.on_trim(clean)
+    for session in ("a", "b"):
+        store.append(session, many(4), tenant="t")
+    store.append("a", many(1))
+    store.put_state("a", "quotes", b"old and new", tenant="t", turn=1)
+    report = store.expire()
+    leave()
+    store.trim("b", 3, tenant="t")
+
+    assert told == [("t", {"a": 2, "b": 2})]
+    assert (report.elsewhere, report.states) == (1, 0)
+    assert store.get_state("a", "quotes", tenant="t") == b"only the new"
