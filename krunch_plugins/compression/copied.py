@@ -231,6 +231,11 @@ class Rows:
         """A mark stands here: no row goes on behind it."""
         return self.end()
 
+    def quotes(self, mark: str) -> bool:
+        """Whether a mark that stands here is one of the text that the template is made of, in the line defining it."""
+        defines = not self._block and not self._lead and self._at > 0
+        return defines and self.template.text.startswith(self._text[self._at :] + mark)
+
     def end(self) -> Outcome:
         """The text is at its end, or a mark follows: that ends a row, too."""
         if self._at < 0:

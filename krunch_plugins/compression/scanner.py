@@ -220,6 +220,13 @@ class _Look:
         where, start = self._where, self.position
         if where.copy is not None:
             copy = where.copy
+            written = self._text[place : piece.end]
+            if (
+                (piece.opens is not None or piece.mark)
+                and isinstance(copy.reader, Rows)
+                and copy.reader.quotes(written)
+            ):
+                piece = Piece(piece.end, written)
             if piece.opens is None and not piece.mark:
                 outcome = copy.feed(place - start, piece._replace(end=piece.end - start))
             else:

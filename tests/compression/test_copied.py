@@ -256,6 +256,21 @@ def test_a_reference_that_has_meant_two_things_is_expanded_only_where_the_line_a
     assert reply(exchange, f"Look at {mark} or\n{mark}") == f"Look at {mark} or\n{mark}"
 
 
+def test_a_template_whose_own_words_look_like_a_mark_is_read_to_the_end_of_its_line() -> None:
+    """The line that defines it goes away; the mark in it opens nothing."""
+    lines = [f"(¤{{json2}}{{a:1}}retry{when} src: naïve" for when in ("", "", " 0080")]
+    text = "\n".join([*lines, "", *(f"(¤{{json2}}{{a:1}}retry  src: naïve{end}" for end in ("@", ""))])
+    with Krunch(Settings(profile="safe", cache_floor="nothing")) as krunch:
+        exchange = krunch.prepare([{"role": "tool", "content": text}], model="gpt-4o")
+    written = exchange.messages[0]["content"]
+    definition = next(line for line in written.split("\n") if "{json2}" in line)
+
+    assert definition.startswith("¤1|")
+    assert reply(exchange, written) == text
+    assert streamed(exchange, written, range(0, len(written), 3)) == text
+    assert reply(exchange, f"{definition} and more").startswith("¤1|")
+
+
 def test_what_is_expanded_is_counted_and_the_request_is_not_changed() -> None:
     """`symbols_expanded` counts every mark; expanding a reply defines nothing for the next one."""
     messages = [{"role": "user", "content": text} for text in TEXTS]
