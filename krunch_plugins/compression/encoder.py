@@ -342,8 +342,8 @@ def _meaning(atom: str, view: View) -> str:
 
 @lru_cache(maxsize=16)
 def letters(tokenizer: Tokenizer) -> str:
-    """The letters that are one token each; only these are worth being names."""
-    return "".join(letter for letter in LETTERS if tokenizer.count(letter) == 1)
+    """The letters that are one token each; only these are worth being names. Signs written on letters are none."""
+    return "".join(letter for letter in LETTERS if letter.isalpha() and tokenizer.count(letter) == 1)
 
 
 def _is_read(sent: str, segments: list[Segment], state: State) -> bool:

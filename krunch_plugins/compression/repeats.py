@@ -40,8 +40,9 @@ CANDIDATES = 8
 TRIES = 64
 """Places that may have to be passed over until a reference is resolved; more, and it is not written."""
 
-_TELLING = 6
-"""Characters. A run does not begin or end with a line that says less than this, such as a brace."""
+_TELLING, _TELLING_BRIEF = 6, 3
+"""Characters. A run does not begin or end with a line that says less than this, such as a brace; the second is for
+references that do not quote the end."""
 
 _SHIFT = r"(indent|numbers) ([+-][0-9]+)"
 _LINES = re.compile(rf"{MARK}\[([1-9][0-9]*) lines(?:, {_SHIFT}:)? (.*?) … (.*)\]")
@@ -190,7 +191,7 @@ def refer(text: str, index: LineIndex, count: Callable[[str], int], *, brief: bo
             index.add_quoted(line, key)
             position += 1
             continue
-        run, shift = _longest_run(lines, position, index)
+        run, shift = _longest_run(lines, position, index, _TELLING_BRIEF if brief else _TELLING)
         mark = _reference(lines[position : position + run], shift, index, count, brief=brief) if run else None
         if mark is None:
             run = 1
@@ -269,9 +270,9 @@ def _shifted(lines: list[str | None], shift: Shift | None) -> list[str] | None:
     return None if None in shifted else cast("list[str]", shifted)
 
 
-def _longest_run(lines: list[str], position: int, index: LineIndex) -> tuple[int, Shift | None]:
+def _longest_run(lines: list[str], position: int, index: LineIndex, telling: int) -> tuple[int, Shift | None]:
     """How many lines from `position` on stood before in one piece, and how they are shifted; 0 if none did."""
-    if len(lines[position].strip()) < _TELLING:
+    if len(lines[position].strip()) < telling:
         return 0, None
     best, chosen = 0, None
     for place, shift in index.candidates(lines[position]):
@@ -284,7 +285,7 @@ def _longest_run(lines: list[str], position: int, index: LineIndex) -> tuple[int
             length += 1
         if length > best:
             best, chosen = length, shift
-    while best > 1 and len(lines[position + best - 1].strip()) < _TELLING:
+    while best > 1 and len(lines[position + best - 1].strip()) < telling:
         best -= 1  # a line at the end that says little makes a poor quote
     return best, chosen
 

@@ -31,12 +31,22 @@ Segment = str | Mark
 """Literal text (a plain `str`, never escaped) or a `Mark`."""
 
 
-LETTERS = "".join(map(chr, (*range(0x10D0, 0x10F1), *range(0x561, 0x588), *range(0x531, 0x557))))
-"""Names of one token in o200k, for the dense profile: the letters of Georgian and Armenian.
+_SCRIPTS = (
+    range(0x10D0, 0x10F1),  # Georgian
+    range(0x561, 0x588),  # Armenian, small and capital
+    range(0x531, 0x557),
+    range(0xD80, 0xE00),  # Sinhala, with the signs that are written on letters
+    range(0xB00, 0xB80),  # Odia
+    range(0x1780, 0x17D4),  # Khmer
+)
 
-A letter is a symbol only where no other of these stands beside it, so the words of both languages are never symbols.
+LETTERS = "".join(chr(letter) for script in _SCRIPTS for letter in script)
+"""Names of one token in o200k, for the dense profile, are among these letters; the first are taken first.
+
+A letter is a symbol only where no other of these stands beside it, so the words of these languages are never symbols.
 Signs that are no letters would be, and answers use them: bullets, arrows, circled digits. A letter that stands
-anywhere in a conversation so far is not used.
+anywhere in a conversation so far is not used. With Georgian and Armenian alone, 103 names, the longest conversations
+of coding agents ran out of them: 0.7 points over all.
 """
 
 

@@ -57,12 +57,13 @@ MARKS = (
     "\\u00a4", "§1", "¶2", "¤1(", "¤{1}", "¤1\u0301",
 )  # fmt: skip
 
-# Georgian and Armenian letters, which may be names in `dense`: alone, in words, behind marks, as definitions.
+# Letters that may be names in `dense` (Georgian, Armenian, Sinhala, Odia, Khmer): alone, in words, behind marks.
 LETTERS = (
     "\u10d0", "\u10d1", "\u10d0\u10d1", "\u10d0 \u10d1", "\u0561", "\u0531", "\u10d0=",
     "\xa4\u10d0", "\xa4\u10d0=x\xa4",
     "\xa4\xa4\u10d0", "\u10d0\xa4", "\u10d0\u0301", "\u10d01", "1\u10d0", "\u10d0\u0561",
     "\u10da\u10d0\u10e0\u10d8",
+    "\u0d9a", "\u0d9a\u0dd2", "\u0b15\u0b3e", "\u1780", "\u1780\u10d0", "\u179f\u17bd\u179f\u17d2\u178f\u17b8",
 )  # fmt: skip
 
 LEGENDS = (

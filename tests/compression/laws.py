@@ -34,7 +34,7 @@ Message = dict[str, Any]
 
 MODELS = {"o200k_base": "gpt-4o", "cl100k_base": "gpt-4"}
 PROFILES = ("safe", "balanced", "dense")
-LETTERS = "\u0531-\u0556\u0561-\u0587\u10d0-\u10f0"
+LETTERS = "\u0531-\u0556\u0561-\u0587\u10d0-\u10f0\u0d80-\u0dff\u0b00-\u0b7f\u1780-\u17d3"
 """Letters that may be names in `dense`, as a class of a regular expression."""
 
 _TEMPLATES = re.compile(r"\A((?:¤N[^\n]*\n)*)(?:¤[0-9]+[|;~^!][^\n]*\{\}[^\n]*\n)+")

@@ -232,6 +232,30 @@ def requests() -> Iterator[tuple[laws.Case, Mapping[str, Any]]]:
         yield case, owner
 
 
+def test_a_long_dense_conversation_has_names_of_one_letter_and_leaves_words_of_those_scripts_alone() -> None:
+    """More than 150 phrases are named; letters that the conversation has held itself are not among the names."""
+    rng = random.Random(7)
+    words = ["".join(rng.choices("bcdfglmnprstv", k=3)) + rng.choice(("ado", "ine", "ulp")) for _ in range(900)]
+    phrases = [" ".join(words[at : at + 5]) for at in range(0, len(words), 5)]
+    foreign = "\u179f\u17bd\u179f\u17d2\u178f\u17b8 \u0d9a\u0dd2 \u0b15\u0b3e \u0d9c"
+    messages = [
+        {
+            "role": "user",
+            "content": f"{foreign}\n" + "\n".join(f"{name}, then {name} again" for name in phrases[at : at + 8]),
+        }
+        for at in range(0, len(phrases), 8)
+    ]
+    given = laws.Case(messages, None, Settings(profile="dense", cache_floor="nothing"), "gpt-4o")
+    exchange = laws.check(given)
+    laws.check_replies(given, exchange, random.Random(1))
+
+    single = [name for name in exchange.symbols if len(name) == 1]
+    assert len(single) > 150
+    assert any("\u0d80" <= name < "\u0e00" for name in single)
+    assert not set(single) & set(foreign)
+    assert exchange.messages[-1]["content"].startswith(foreign)
+
+
 def test_sessions_and_tenants_see_nothing_of_each_other() -> None:
     """The same messages give the same bytes, symbols and report whoever sent them before."""
     with Krunch(Settings(cache_floor="nothing", min_tokens=0)) as krunch:
