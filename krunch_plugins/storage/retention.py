@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from krunch_plugins.errors import FrameDamaged, StoreBusy
+from krunch_plugins.errors import FrameDamaged, StoreBusy, StoreFull
 from krunch_plugins.storage import dictionaries, events
 from krunch_plugins.storage.blocks import to_text
 from krunch_plugins.storage.packing import adopt, mark_unscrubbed, pack, rewrite, trim
@@ -30,7 +30,7 @@ class Forgotten:
         quarantined: damaged frames in quarantine, and whole damaged databases.
         elsewhere: what those who asked to be told (search indexes, snapshots) removed.
         scrubbed: no byte of it is left in free pages or in the database's log. False if another process was reading
-            just then: the background thread tries again.
+            just then, or the disk has no room to rebuild the database: the background thread tries again.
     """
 
     sessions: int = 0
@@ -123,10 +123,10 @@ def settle(ledger: Ledger) -> bool:
 
 
 def settle_soon(ledger: Ledger, report: Forgotten) -> None:
-    """`settle`, as far as others allow; the report says whether something is left for the background thread."""
+    """`settle`, as far as others and the disk allow; the report says whether something is left for the background."""
     try:
         report.scrubbed = settle(ledger)
-    except StoreBusy:
+    except (StoreBusy, StoreFull):  # rebuilding the file takes room, and forgetting is how one makes some
         report.scrubbed = False
 
 

@@ -371,9 +371,11 @@ class ConversationStore:
         if inside is not None:
             # Another thread may have appended while we told the listeners.
             self._tiers.let_go(self._tiers.hot.take(inside, "forget"))
+        # Before anything that may fail: the session is gone, and what others keep of it must not outlive it.
+        self._gone(session, tenant, report)
+        if inside is not None:
             report.quarantined += self._tiers.opened.drop_unattributed()
             retention.settle_soon(ledger, report)
-        self._gone(session, tenant, report)
         return report
 
     def trim(self, session: str, start: int, *, tenant: str | None = None) -> int:
