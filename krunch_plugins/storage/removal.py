@@ -62,13 +62,17 @@ class Removal:
         return removed
 
     def expire(self, now: float) -> Forgotten:
-        """Apply retention, as of `now` in seconds since the epoch."""
+        """Apply retention, as of `now` in seconds since the epoch.
+
+        Raises:
+            FrameDamaged: a session is damaged and was left as it is; it was applied to all others.
+        """
         ledger = self._tiers.ledger()
         report = Forgotten()
         cutoff = None if self._days is None else now - self._days * 86_400
         if cutoff is None and self._count is None:
             return report
-        touched, aged = retention.expire(ledger, cutoff, self._count, report)
+        touched, aged, failed = retention.expire(ledger, cutoff, self._count, report)
         trimmed = []
         for inside, session, tenant in touched:
             self._tiers.let_go(self._tiers.hot.take(inside, "forget"))
@@ -81,6 +85,8 @@ class Removal:
         for inside in aged:  # what a listener has just cleaned is not among what goes
             retention.drop_states(ledger, inside, cutoff, report)
         retention.settle_soon(ledger, report)
+        if failed is not None:
+            raise failed
         return report
 
     def _gone(self, session: str, tenant: str | None, report: Forgotten) -> None:

@@ -386,6 +386,9 @@ class ConversationStore:
 
         Args:
             now: seconds since the epoch; None: the clock's.
+
+        Raises:
+            FrameDamaged: a session is damaged and was left as it is; all others are done.
         """
         return self._removal.expire(self._clock() if now is None else now)
 

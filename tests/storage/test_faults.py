@@ -234,6 +234,22 @@ def test_a_repair_that_was_refused_still_keeps_others_out(open_store: Open, tmp_
     assert other.check().ok
 
 
+def test_a_damaged_session_keeps_no_other_from_expiring(open_store: Open, tmp_path: Path) -> None:
+    """Retention leaves out a session with a damaged frame and says so; all others lose what they must."""
+    store = open_store(retention_turns=1)
+    store.append("damaged", many(3))
+    store.close()
+    _damage(tmp_path / "store", "g/%", "value = substr(value, 1, 60)")
+    store = open_store(retention_turns=1)
+    for tenant in (None, "t"):
+        for number in range(4):
+            store.append(f"s{number}", many(3), tenant=tenant)
+
+    with pytest.raises(FrameDamaged, match="damaged"):
+        store.expire()
+    assert all(len(store.turns(f"s{number}", tenant=tenant)) == 1 for tenant in (None, "t") for number in range(4))
+
+
 def test_nobody_opens_a_store_while_its_frames_are_saved(
     open_store: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
