@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from krunch_plugins.errors import SettingsError
+from krunch_plugins.settings_sources import dotted, explain, from_text, read_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from pydantic.fields import FieldInfo
+    from collections.abc import Mapping
 
 Mode = Literal["on", "observe", "off"]
 Profile = Literal["safe", "balanced", "dense"]
@@ -269,7 +266,7 @@ class Settings(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise _explain(error) from None
+            raise explain(error, type(self).model_fields, _WORDS) from None
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())  # the tables among the settings are dicts, which have no hash of their own
@@ -302,8 +299,8 @@ class Settings(BaseModel):
         chosen: dict[str, tuple[Any, str]] = {}
         for variable, value in variables.items():
             if variable.startswith(ENVIRONMENT_PREFIX) and variable not in NOT_SETTINGS:
-                key = _dotted(variable.removeprefix(ENVIRONMENT_PREFIX).lower())
-                chosen[key] = (_from_text(key, value), variable)
+                key = dotted(variable.removeprefix(ENVIRONMENT_PREFIX).lower(), cls.model_fields)
+                chosen[key] = (from_text(key, value, cls.model_fields), variable)
         return cls._from(chosen, Path(path) if path else None)
 
     @classmethod
@@ -311,7 +308,7 @@ class Settings(BaseModel):
         values: dict[str, Any] = {}
         sources: dict[str, str] = {}
         if path is not None:
-            values = _read(path)
+            values = read_table(path)
             sources = dict.fromkeys(values, str(path))
         for key, (value, source) in chosen.items():
             sources[key] = source
@@ -327,102 +324,19 @@ class Settings(BaseModel):
             raise SettingsError(error.key, error.value, error.allowed, source) from None
 
 
-def _dotted(name: str) -> str:
-    """The key of a setting by its variable's name: `efficiency_enabled` is `efficiency.enabled`."""
-    for group in _groups():
-        if name.startswith(f"{group}_"):
-            return f"{group}.{name.removeprefix(f'{group}_')}"
-    return name
-
-
-def _groups() -> dict[str, type[BaseModel]]:
-    """The settings that hold others."""
-    fields = Settings.model_fields.items()
-    return {
-        name: info.annotation
-        for name, info in fields
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)
-    }
-
-
-def _fields(key: str) -> tuple[Mapping[str, FieldInfo], str]:
-    """The settings among which a key is to be looked for, and its name there."""
-    outer, _, inner = key.rpartition(".")
-    return (_groups()[outer] if outer else Settings).model_fields, inner
-
-
-def _from_text(key: str, text: str) -> Any:  # noqa: ANN401 - each field has its own type
-    """A variable's text as the type that its setting has; the text itself where it is none, to be refused as it is."""
-    fields, name = _fields(key)
-    field = fields.get(name)
-    if field is None or field.annotation is None:
-        return text
-    if not text.strip() and type(None) in get_args(field.annotation):
-        return None  # an empty variable is how a shell unsets one for a command
-    kind = getattr(field.annotation, "__origin__", None)
-    if kind is frozenset:
-        return [part.strip() for part in text.split(",") if part.strip()]
-    try:
-        adapter: TypeAdapter[Any] = TypeAdapter(field.annotation)
-        return adapter.validate_json(text) if kind is dict else adapter.validate_strings(text.strip())
-    except ValidationError:
-        return text
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The top-level table of a settings file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (OSError, ValueError) as error:
-        raise SettingsError("(file)", str(error), "a readable TOML or JSON file, UTF-8", str(path)) from error
-    if not isinstance(values, dict):
-        raise SettingsError("(file)", type(values).__name__, "one table (object) of settings", str(path))
-    return values
-
-
-def _explain(error: ValidationError) -> SettingsError:
-    """The first thing wrong, in the words of the one who has to put it right."""
-    first = error.errors()[0]
-    location = [str(part) for part in first["loc"]]
-    key = ".".join(location[:2]) if location[0] in _groups() else location[0]
-    fields, name = _fields(key)
-    field = fields.get(name)
-    if field is None:
-        return SettingsError(key, first["input"], "one of the settings " + ", ".join(sorted(fields)))
-    return SettingsError(key, first["input"], _allowed(field))
-
-
-def _allowed(field: FieldInfo) -> str:
-    """What a setting can be, in words."""
-    if getattr(field.annotation, "__origin__", None) is Literal:
-        return "one of " + ", ".join(map(repr, get_args(field.annotation)))
-    if getattr(field.annotation, "__origin__", None) is frozenset:
-        choices = get_args(get_args(field.annotation)[0])
-        if choices:
-            return f"a list of some of {', '.join(map(repr, choices))} (in a variable: separated by commas)"
-        return "a list of strings (in a variable: separated by commas)"
-    words: dict[Any, str] = {
-        int: "a whole number",
-        int | None: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        str: "a string",
-        EfficiencySettings: "a table of settings",
-        RecallSettings: "a table of settings",
-        dict[str, int]: "a table of whole numbers by model (in a variable: as JSON)",
-        dict[str, float]: "a table of numbers by model (in a variable: as JSON)",
-        dict[str, Weight]: "a table of numbers from 0 by plugin (in a variable: as JSON)",
-        dict[str, ModelPrice]: "a table of prices by model, each with input, output, cache_read and cache_write from 0 "
-        "(in a variable: as JSON)",
-    }
-    limits = [word for fact in field.metadata for word in _limit(fact)]
-    return " ".join([words.get(field.annotation, str(field.annotation)), *limits])
-
-
-def _limit(fact: object) -> Iterator[str]:
-    """One thing that a field's declaration says about its values, in words."""
-    for name, word in (("ge", "from"), ("gt", "above"), ("le", "to"), ("lt", "below"), ("pattern", "that matches")):
-        limit = getattr(fact, name, None)
-        if limit is not None:
-            yield f"{word} {limit}"
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    int | None: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a string",
+    Path | None: "a path",
+    EfficiencySettings: "a table of settings",
+    RecallSettings: "a table of settings",
+    dict[str, int]: "a table of whole numbers by model (in a variable: as JSON)",
+    dict[str, float]: "a table of numbers by model (in a variable: as JSON)",
+    dict[str, Weight]: "a table of numbers from 0 by plugin (in a variable: as JSON)",
+    dict[str, ModelPrice]: "a table of prices by model, each with input, output, cache_read and cache_write from 0 "
+    "(in a variable: as JSON)",
+}
+"""What an error calls the types of settings."""

@@ -140,7 +140,7 @@ class TurnLog(Protocol):
 
 
 class MemoStore(Protocol):
-    """Where compression keeps a few bytes with a session, shared by all workers; they are forgotten with the session.
+    """Where a wing keeps bytes with a session, shared by all workers; they are forgotten with the session.
 
     A store of conversations has these two methods, and `MemoryStore` is one in memory.
     """
@@ -152,20 +152,7 @@ class MemoStore(Protocol):
         """Keep `data` under this name."""
 
 
-class StateStore(Protocol):
-    """Where a wing keeps bytes with a session; they are forgotten with it."""
-
-    def get_state(self, session: str, name: str, *, tenant: str | None = None) -> bytes | None:
-        """What was last put under this name, or None."""
-
-    def put_state(self, session: str, name: str, data: bytes, *, tenant: str | None = None) -> None:
-        """Keep `data` under this name."""
-
-    def last_used(self, session: str, *, tenant: str | None = None) -> float | None:
-        """When the session was last appended to or given state, seconds since the epoch; None if it is not known."""
-
-
-class TurnStore(TurnLog, StateStore, Protocol):
+class TurnStore(TurnLog, MemoStore, Protocol):
     """What recall needs of the store: to follow it, to read turns, and to keep bytes with a session."""
 
     @property

@@ -36,7 +36,8 @@ FOR_ADAPTERS = {
 }
 """What an adapter may import."""
 CONTRACTS = {"exchange", "report", "turns", "settings", "errors", "tokens", "snapshots", "hookspecs", "plugins"} | {
-    "_version"
+    "_version",
+    "settings_sources",
 }
 """The part of the core that all others stand on: it knows no wing."""
 

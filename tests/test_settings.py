@@ -224,3 +224,11 @@ def test_nothing_but_a_settings_error_ever_comes_out(key: str, value: Any) -> No
         assert chosen.home == (Path(value) if value else None)
     else:
         assert (getattr(chosen, key), type(getattr(chosen, key))) == (value, type(value))
+
+
+def test_a_home_that_is_no_path() -> None:
+    """What `home` can be is said in words, not as a type of Python."""
+    with pytest.raises(SettingsError) as raised:
+        Settings(home=3)
+
+    assert raised.value.allowed == "a path"

@@ -100,7 +100,7 @@ def forget(session: str, tenant: str | None) -> int:
         if name != "scrubbed" and count:
             typer.echo(f"{name.replace('_', ' ')} removed: {count}")
     if not removed.scrubbed:
-        typer.echo("another process was reading just then: its free pages are overwritten later", err=True)
+        typer.echo("another process was reading, or the disk is full: free pages are overwritten later", err=True)
     return 0
 
 

@@ -232,6 +232,13 @@ class DiskTier:
             self._depth -= 1
             self._lock.release()
 
+    @contextmanager
+    def standstill(self) -> Iterator[None]:
+        """No other thread of this process is in a transaction meanwhile, whatever state the database is in."""
+        self._after_fork()
+        with self._lock:
+            yield
+
     def version(self) -> int:
         """SQLite's data_version: it changes with every commit of another connection; this one never writes."""
         with self._translated(), self._watch_lock:

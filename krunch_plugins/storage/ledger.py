@@ -333,18 +333,36 @@ class Ledger:
             return None
         return self.shelf.need(f"x/{record.id}/{inside}", State).data
 
-    def put_state(  # noqa: PLR0913, PLR0917 - who, what, when, and on which condition
-        self, session: str, name: str, data: bytes, tenant: str | None, now: float, key: str | None = None,
-        *, turn: int | None = None,
-    ) -> bool:  # fmt: skip
-        """Keep bytes with a session, which is begun if it is new; with a key, only if it is there under that key."""
+    def put_state(  # noqa: PLR0913 - who, what, when, and on which condition
+        self, session: str, name: str, data: bytes | Callable[[bytes | None], bytes | None], tenant: str | None,
+        now: float, *, turn: int | None = None, begin: bool = True, key: str | None = None,
+    ) -> bytes | None:  # fmt: skip
+        """Keep bytes with a session, in one step that no other process comes into.
+
+        Args:
+            session: whose state.
+            name: the state's name.
+            data: the bytes; or what makes them of those that are there, and None where these are to stay.
+            tenant: who owns the session.
+            now: seconds since the epoch.
+            turn: number of the oldest turn whose text they hold.
+            begin: begin the session if it is not there.
+            key: only if the session has this key; it does not count as use then.
+
+        Returns:
+            What was put; None if nothing was.
+        """
         with self.cold.transaction():
-            found = self.find(session, tenant) if key is not None else None
-            if key is not None and (found is None or found.id != key):
-                return False
+            found = None if begin else self.find(session, tenant)
+            if not begin and (found is None or key not in (None, found.id)):
+                return None
+            # What lies there may be damaged; who only puts something new does not have to know.
+            put = data(self.get_state(session, name, tenant)) if callable(data) else data
+            if put is None:
+                return None
             holder, record = self.obtain(session, tenant, now)
             inside = state_name(name)
-            size = self.shelf.save(f"x/{record.id}/{inside}", State(to_bytes(name), data, now, turn))
+            size = self.shelf.save(f"x/{record.id}/{inside}", State(to_bytes(name), put, now, turn))
             self.grow(holder, record, size - record.states.get(inside, 0))
             if self._quota is not None and holder.size > self._quota:
                 raise QuotaExceeded(tenant, holder.size, self._quota)
@@ -355,18 +373,7 @@ class Ledger:
             if key is None:
                 record.used = max(record.used, now)
             self.save(holder, record)
-            return True
-
-    def swap_state(  # noqa: PLR0913 - as `put_state`
-        self, session: str, name: str, data: bytes, tenant: str | None, now: float, *, expect: bytes | None,
-        turn: int | None = None,
-    ) -> bool:  # fmt: skip
-        """`put_state`, if the session is there and `expect` is what it has under this name."""
-        with self.cold.transaction():
-            if self.find(session, tenant) is None or self.get_state(session, name, tenant) != expect:
-                return False
-            self.put_state(session, name, data, tenant, now, turn=turn)
-        return True
+        return put
 
     def profile(self, record: Session) -> Profile:
         """A session's metadata and summary."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import platformdirs
 
-from krunch_plugins.errors import DatabaseDamaged, FrameDamaged, StoreBusy, StoreError, StoreUnavailable
+from krunch_plugins.errors import DatabaseDamaged, FrameDamaged, StoreBusy, StoreError, StoreFull, StoreUnavailable
 from krunch_plugins.storage.cold import DATABASE, DiskTier
 from krunch_plugins.storage.ledger import Ledger
 from krunch_plugins.storage.records import ROOT, Root
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 _LOCK = "in-use.lock"
 _QUARANTINE = "quarantine"
+_BEGUN = "repair"
+"""Where a database that is to replace a damaged one is written."""
+_WHOLE = "repaired"
+"""Its folder's name from the moment on when it is whole and on disk."""
 
 
 def default_directory() -> Path:
@@ -77,6 +81,7 @@ class Opened:
         self.broken: StoreError | None = None
         self._lock_file = self._share()
         try:
+            self._finish_repair()
             self._open()
         except BaseException:
             self._unshare()
@@ -112,35 +117,67 @@ class Opened:
     def fill_anew(self, frames: dict[str, bytes]) -> None:
         """Put a new database with these frames in place of the damaged one, which is kept in the quarantine.
 
+        Only within `alone`, in which the frames were read. Killed at any moment, it leaves the damaged database and its
+        log, or else a whole new one that the next to open the store puts into place.
+
         Raises:
-            StoreBusy: another process has the store open.
+            StoreFull, StoreUnavailable: it cannot be written; the damaged database is untouched.
         """
         if self.directory is None:
             raise self.broken or StoreError("only a store in a directory can be filled anew")
-        with self._alone():
-            if self._cold is not None:
-                self._cold.close()
-            fresh = self.directory / "repair"
-            shutil.rmtree(fresh, ignore_errors=True)
-            fresh.mkdir(mode=0o700)
-            tier = DiskTier(fresh, "power")
-            with tier.transaction():
-                for key, frame in frames.items():
-                    tier.put(key, frame)
-            tier.close()
-            aside = self.directory / _QUARANTINE / f"database-{time.time_ns()}"
-            aside.mkdir(parents=True, mode=0o700)
-            names = [name for name in (DATABASE, DATABASE + "-wal") if (self.directory / name).exists()]
-            for name in names:
+        if self._cold is not None:
+            self._cold.close()
+        begun, whole = self.directory / _BEGUN, self.directory / _WHOLE
+        for folder in (begun, whole):
+            shutil.rmtree(folder, ignore_errors=True)
+        begun.mkdir(mode=0o700)
+        tier = DiskTier(begun, "power")
+        with tier.transaction():
+            for key, frame in frames.items():
+                tier.put(key, frame)
+        tier.close()
+        log = begun / (DATABASE + "-wal")
+        if log.exists() and log.stat().st_size:
+            raise StoreFull(str(begun))  # closing moves the log into the database unless there is no room for it
+        aside = self.directory / _QUARANTINE / f"database-{time.time_ns()}"
+        aside.mkdir(parents=True, mode=0o700)
+        for name in (DATABASE, DATABASE + "-wal"):
+            if (self.directory / name).exists():
                 shutil.copy2(self.directory / name, aside / name)
                 _sync(aside / name)
-            # The old log must be gone before the new database comes: SQLite would replay it over the new pages.
-            for name in (DATABASE + "-wal", DATABASE + "-shm"):
-                (self.directory / name).unlink(missing_ok=True)
-            (fresh / DATABASE).replace(self.directory / DATABASE)
-            shutil.rmtree(fresh, ignore_errors=True)
-            self._cold = None
-            self._open(must=True)
+        for path in (aside, aside.parent, begun / DATABASE, begun):
+            _sync(path)
+        begun.replace(whole)
+        _sync(self.directory)
+        self._put_in_place(self.directory, whole)
+        self._cold = None
+        self._open(must=True)
+
+    @staticmethod
+    def _put_in_place(directory: Path, whole: Path) -> None:
+        # The old log must be gone before the new database comes: SQLite would replay it over the new pages.
+        for name in (DATABASE + "-wal", DATABASE + "-shm"):
+            (directory / name).unlink(missing_ok=True)
+        _sync(directory)
+        (whole / DATABASE).replace(directory / DATABASE)
+        _sync(directory)
+        shutil.rmtree(whole, ignore_errors=True)
+
+    def _finish_repair(self) -> None:
+        """Go on where a repair was killed. While it was at work, nobody else could have the store open."""
+        if self.directory is None or self._lock_file is None:
+            return
+        whole = self.directory / _WHOLE
+        if (whole / DATABASE).exists():
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX)  # those who hold it are here, too, or have just been
+            try:
+                if (whole / DATABASE).exists():
+                    self._put_in_place(self.directory, whole)
+            finally:
+                fcntl.flock(self._lock_file, fcntl.LOCK_SH)
+        for left in (self.directory / _BEGUN, whole):
+            if left.exists():  # text that nobody would ever forget
+                shutil.rmtree(left, ignore_errors=True)
 
     def reopen(self) -> None:
         """Try again after a repair within the database."""
@@ -219,22 +256,32 @@ class Opened:
             self._lock_file = None
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Be the only one who has the store open."""
-        if fcntl is None or self._lock_file is None:
-            yield
-            return
-        try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StoreBusy(str(self.directory), 0) from error
-        try:
-            yield
-        finally:
-            fcntl.flock(self._lock_file, fcntl.LOCK_SH)
+    def alone(self) -> Iterator[None]:
+        """Be the only one who has the store open; other threads of this process cannot change it meanwhile.
+
+        Raises:
+            StoreBusy: another process has the store open.
+        """
+        with self._cold.standstill() if isinstance(self._cold, DiskTier) else contextlib.nullcontext():
+            if fcntl is None or self._lock_file is None:
+                yield
+                return
+            try:
+                fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                # The system has given up our share before it found that it cannot give us more.
+                fcntl.flock(self._lock_file, fcntl.LOCK_SH)
+                raise StoreBusy(str(self.directory), 0) from error
+            try:
+                yield
+            finally:
+                fcntl.flock(self._lock_file, fcntl.LOCK_SH)
 
 
 def _sync(path: Path) -> None:
+    """Have a file, or a folder's entries, on disk; Windows has no way to ask for the latter."""
+    if os.name != "posix" and path.is_dir():
+        return
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)

@@ -45,17 +45,21 @@ def salvage(opened: Opened) -> int:
 
     Returns:
         How many frames were saved.
+
+    Raises:
+        StoreBusy: another process has the store open.
     """
     files = opened.database_files()
     assert files is not None
     found: dict[str, bytes] = {}
-    for key, frame in sqlite_pages.rows(*files):
-        # In quarantine lies what is damaged already; it is kept as it is. Anything else must be whole.
-        if key.startswith("q/") or _whole(key, frame):
-            found[key] = frame  # noqa: PERF403 - later versions replace earlier ones, on purpose
-    if ROOT not in found:
-        found[ROOT] = _framed(ROOT, Root(secrets.token_hex(4)))
-    opened.fill_anew(found)
+    with opened.alone():  # while it is read, too: what somebody stored after that would be lost
+        for key, frame in sqlite_pages.rows(*files):
+            # In quarantine lies what is damaged already; it is kept as it is. Anything else must be whole.
+            if key.startswith("q/") or _whole(key, frame):
+                found[key] = frame  # noqa: PERF403 - later versions replace earlier ones, on purpose
+        if ROOT not in found:
+            found[ROOT] = _framed(ROOT, Root(secrets.token_hex(4)))
+        opened.fill_anew(found)
     return len(found)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from krunch_plugins.errors import FrameDamaged, StoreBusy
+from krunch_plugins.errors import FrameDamaged, StoreBusy, StoreFull
 from krunch_plugins.storage import dictionaries, events
 from krunch_plugins.storage.blocks import to_text
 from krunch_plugins.storage.packing import adopt, mark_unscrubbed, pack, rewrite, trim
@@ -30,7 +30,7 @@ class Forgotten:
         quarantined: damaged frames in quarantine, and whole damaged databases.
         elsewhere: what those who asked to be told (search indexes, snapshots) removed.
         scrubbed: no byte of it is left in free pages or in the database's log. False if another process was reading
-            just then: the background thread tries again.
+            just then, or the disk has no room to rebuild the database: the background thread tries again.
     """
 
     sessions: int = 0
@@ -123,10 +123,10 @@ def settle(ledger: Ledger) -> bool:
 
 
 def settle_soon(ledger: Ledger, report: Forgotten) -> None:
-    """`settle`, as far as others allow; the report says whether something is left for the background thread."""
+    """`settle`, as far as others and the disk allow; the report says whether something is left for the background."""
     try:
         report.scrubbed = settle(ledger)
-    except StoreBusy:
+    except (StoreBusy, StoreFull):  # rebuilding the file takes room, and forgetting is how one makes some
         report.scrubbed = False
 
 
@@ -172,7 +172,7 @@ def cut(ledger: Ledger, session: str, tenant: str | None, start: int) -> tuple[s
 
 def expire(
     ledger: Ledger, cutoff: float | None, keep_turns: int | None, report: Forgotten
-) -> tuple[list[tuple[str, str, str | None]], list[str]]:
+) -> tuple[list[tuple[str, str, str | None]], list[str], FrameDamaged | None]:
     """Apply retention: from the front of each session, up to the first turn that is to be kept.
 
     Args:
@@ -182,31 +182,44 @@ def expire(
         report: is added to.
 
     Returns:
-        Key, session and tenant of those that had to do with it; keys of those that have states which must go, too.
+        Key, session and tenant of those that had to do with it; keys of those that have states which must go, too; and
+        what is wrong with a session that was left as it is, because it is damaged.
     """
     touched: list[tuple[str, str, str | None]] = []
     aged: list[str] = []
+    failed = None
     for tenant in ledger.tenants():
         if tenant is not None and tenant.startswith(APART):
             continue
         for record in ledger.sessions(tenant):
-            session = to_text(record.name)
-            keep = record.first if keep_turns is None else max(record.first, record.next - keep_turns)
-            if cutoff is not None:
-                keep = max(keep, _first_since(ledger, record, keep, cutoff))
-            old = cutoff is not None and record.used < cutoff
-            if _aged(record, keep, cutoff):
-                aged.append(record.id)
-            if keep >= record.next and old:
-                remove(ledger, session, tenant, report)
-            elif keep > record.first:
-                pack(ledger, record.id)
-                report.turns += trim(ledger, record.id, min(keep, record.next))
-                report.scrubbed = False
-            else:
-                continue
-            touched.append((record.id, session, tenant))
-    return touched, aged
+            try:
+                keep = _first_kept(ledger, record, cutoff, keep_turns)
+                if _aged(record, keep, cutoff):
+                    aged.append(record.id)
+                if _expire_session(ledger, record, keep, cutoff, report):
+                    touched.append((record.id, to_text(record.name), tenant))
+            except FrameDamaged as error:
+                failed = error  # the others must not be kept for ever because of this one
+    return touched, aged, failed
+
+
+def _first_kept(ledger: Ledger, record: Session, cutoff: float | None, keep_turns: int | None) -> int:
+    """Number of the first turn of a session that retention lets stay."""
+    keep = record.first if keep_turns is None else max(record.first, record.next - keep_turns)
+    return keep if cutoff is None else max(keep, _first_since(ledger, record, keep, cutoff))
+
+
+def _expire_session(ledger: Ledger, record: Session, keep: int, cutoff: float | None, report: Forgotten) -> bool:
+    """Give up a session's turns before number `keep`, or all of it; whether there was anything to give up."""
+    if keep >= record.next and cutoff is not None and record.used < cutoff:
+        remove(ledger, to_text(record.name), tenant_text(record.tenant_name), report)
+    elif keep > record.first:
+        pack(ledger, record.id)
+        report.turns += trim(ledger, record.id, min(keep, record.next))
+        report.scrubbed = False
+    else:
+        return False
+    return True
 
 
 def drop_states(ledger: Ledger, inside: str, cutoff: float | None, report: Forgotten) -> None:

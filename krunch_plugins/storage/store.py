@@ -6,14 +6,14 @@ import time
 from typing import TYPE_CHECKING, Any, Self
 
 from krunch_plugins.errors import StoreClosed
-from krunch_plugins.storage import blocks, events, retention, transfer
+from krunch_plugins.storage import blocks, events, transfer
 from krunch_plugins.storage.blocks import to_text
 from krunch_plugins.storage.check import check
 from krunch_plugins.storage.hot import RamTier
 from krunch_plugins.storage.opening import Opened, place
 from krunch_plugins.storage.packing import pack
+from krunch_plugins.storage.removal import Removal
 from krunch_plugins.storage.reports import SessionInfo
-from krunch_plugins.storage.retention import Forgotten
 from krunch_plugins.storage.tiers import PACK_TURNS, Tiers
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from krunch_plugins.storage.hot import HotTier
     from krunch_plugins.storage.ledger import Ledger
     from krunch_plugins.storage.reports import CheckReport, StoreStats
+    from krunch_plugins.storage.retention import Forgotten
     from krunch_plugins.storage.tiers import EvictListener
     from krunch_plugins.turns import Message, Turn, TurnEvent
 
@@ -81,15 +82,13 @@ class ConversationStore:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._clock, self._count_tokens = clock, count_tokens
-        self._retention = retention_days, retention_turns
         opened = Opened(place(directory) if cold is None else None, cold, durability, codec, tenant_quota_bytes)
         hot = hot or RamTier(hot_bytes, hot_turns, hot_ttl, clock)
         keeps_all = retention_days is None and retention_turns is None
         self._tiers = Tiers(hot, opened, clock, upkeep_seconds, None if keeps_all else self.expire)
         if on_evict:
             self._tiers.listeners.append(on_evict)
-        self._forgetters: list[Callable[[str, str | None], int]] = []
-        self._trimmers: list[Callable[[str | None, Mapping[str, int]], int]] = []
+        self._removal = Removal(self._tiers, retention_days, retention_turns)
         self._tiers.upkeep.start()
 
     def __enter__(self) -> Self:
@@ -268,10 +267,8 @@ class ConversationStore:
         Returns:
             What is there now.
         """
-        ledger = self._ledger(session)
-        with ledger.cold.transaction():
-            data = change(ledger.get_state(session, name, tenant))
-            ledger.put_state(session, name, data, tenant, self._clock())
+        data = self._ledger(session).put_state(session, name, change, tenant, self._clock())
+        assert data is not None
         return data
 
     def get_state(self, session: str, name: str, *, tenant: str | None = None) -> bytes | None:
@@ -308,7 +305,12 @@ class ConversationStore:
 
         No other process comes in between. A session that does not exist is not begun: it may just have been forgotten.
         """
-        return self._ledger(session).swap_state(session, name, data, tenant, self._clock(), expect=expect, turn=turn)
+
+        def swap(found: bytes | None) -> bytes | None:
+            return data if found == expect else None
+
+        put = self._ledger(session).put_state(session, name, swap, tenant, self._clock(), turn=turn, begin=False)
+        return put is not None
 
     def put_state_if(self, session: str, name: str, data: bytes, *, key: str, tenant: str | None = None) -> bool:
         """`put_state`, but only if the session is there and still the one of this key; see `TurnEvent.key`.
@@ -318,7 +320,8 @@ class ConversationStore:
         Returns:
             Whether it was. What is derived in the background must not begin a session again that was forgotten.
         """
-        return self._ledger(session).put_state(session, name, data, tenant, self._clock(), key)
+        put = self._ledger(session).put_state(session, name, data, tenant, self._clock(), begin=False, key=key)
+        return put is not None
 
     def stats(self) -> StoreStats:
         """What happened in this process since the store was opened, and what is held now."""
@@ -362,19 +365,8 @@ class ConversationStore:
         Returns:
             What was removed; all zero if there was no such session.
         """
-        ledger = self._ledger(session)
-        report = Forgotten()
-        known = self._tiers.know(session, tenant)
-        if known:
-            self._tiers.let_go(self._tiers.hot.take(known.key, "forget"))
-        inside = retention.remove(ledger, session, tenant, report)
-        if inside is not None:
-            # Another thread may have appended while we told the listeners.
-            self._tiers.let_go(self._tiers.hot.take(inside, "forget"))
-            report.quarantined += self._tiers.opened.drop_unattributed()
-            retention.settle_soon(ledger, report)
-        self._gone(session, tenant, report)
-        return report
+        self._ledger(session)
+        return self._removal.forget(session, tenant)
 
     def trim(self, session: str, start: int, *, tenant: str | None = None) -> int:
         """Remove a session's turns before number `start`; the numbers of those that stay do not change.
@@ -384,14 +376,8 @@ class ConversationStore:
         Returns:
             How many turns were removed.
         """
-        ledger = self._ledger(session)
-        inside, removed = retention.cut(ledger, session, tenant, start)
-        if removed:
-            self._tiers.let_go(self._tiers.hot.take(inside, "forget"))
-            self._tiers.tell(tenant)
-            self._trimmed(ledger, [(session, tenant)])
-            retention.drop_states(ledger, inside, None, Forgotten())
-        return removed
+        self._ledger(session)
+        return self._removal.trim(session, tenant, start)
 
     def expire(self, now: float | None = None) -> Forgotten:
         """Apply `retention_days` and `retention_turns`, from the front of each session up to the first turn that stays.
@@ -400,42 +386,11 @@ class ConversationStore:
 
         Args:
             now: seconds since the epoch; None: the clock's.
+
+        Raises:
+            FrameDamaged: a session is damaged and was left as it is; all others are done.
         """
-        ledger = self._ledger()
-        days, count = self._retention
-        report = Forgotten()
-        cutoff = None if days is None else (self._clock() if now is None else now) - days * 86_400
-        if cutoff is None and count is None:
-            return report
-        touched, aged = retention.expire(ledger, cutoff, count, report)
-        trimmed = []
-        for inside, session, tenant in touched:
-            self._tiers.let_go(self._tiers.hot.take(inside, "forget"))
-            if ledger.find(session, tenant) is None:
-                self._gone(session, tenant, report)
-            else:
-                self._tiers.tell(tenant)
-                trimmed.append((session, tenant))
-        report.elsewhere += self._trimmed(ledger, trimmed)
-        for inside in aged:  # what a listener has just cleaned is not among what goes
-            retention.drop_states(ledger, inside, cutoff, report)
-        retention.settle_soon(ledger, report)
-        return report
-
-    def _gone(self, session: str, tenant: str | None, report: Forgotten) -> None:
-        """Have everything removed that others keep about a session."""
-        for forgetter in self._forgetters:
-            report.elsewhere += forgetter(session, tenant)
-        self._tiers.tell(tenant)
-
-    def _trimmed(self, ledger: Ledger, sessions: list[tuple[str, str | None]]) -> int:
-        """Tell the listeners of `on_trim` which sessions have lost turns; how much these removed."""
-        firsts: dict[str | None, dict[str, int]] = {}
-        for session, tenant in sessions:
-            record = ledger.find(session, tenant)
-            if record is not None:
-                firsts.setdefault(tenant, {})[session] = record.first
-        return sum(trimmer(tenant, found) for tenant, found in firsts.items() for trimmer in self._trimmers)
+        return self._removal.expire(self._clock() if now is None else now)
 
     def _ledger(self, session: str = "") -> Ledger:
         if not isinstance(session, str):
@@ -480,7 +435,7 @@ class ConversationStore:
     def subscribe(self, callback: Callable[[str | None], None]) -> Callable[[], None]:
         """Have `callback(tenant)` called after each change this process makes; see `TurnLog`."""
         self._tiers.followers.append(callback)
-        return lambda: self._tiers.followers.remove(callback)
+        return lambda: _take_out(self._tiers.followers, callback)
 
     def since(self, cursor: str | None, *, tenant: str | None = None, limit: int = 1000) -> tuple[list[TurnEvent], str]:
         """What happened to a tenant's sessions after `cursor`; see `TurnLog`."""
@@ -509,8 +464,8 @@ class ConversationStore:
         Returns:
             A function that ends this.
         """
-        self._forgetters.append(forgetter)
-        return lambda: _take_out(self._forgetters, forgetter)
+        self._removal.forgetters.append(forgetter)
+        return lambda: _take_out(self._removal.forgetters, forgetter)
 
     def on_trim(self, trimmer: Callable[[str | None, Mapping[str, int]], int]) -> Callable[[], None]:
         """Have `trimmer(tenant, firsts)` called when turns of a tenant's sessions were removed, not all of them.
@@ -520,8 +475,8 @@ class ConversationStore:
         Returns:
             A function that ends this.
         """
-        self._trimmers.append(trimmer)
-        return lambda: _take_out(self._trimmers, trimmer)
+        self._removal.trimmers.append(trimmer)
+        return lambda: _take_out(self._removal.trimmers, trimmer)
 
 
 def _take_out(items: list[Any], item: object) -> None:

@@ -10,13 +10,15 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from krunch_plugins import ConversationStore
 from krunch_plugins.errors import DatabaseDamaged, FrameDamaged, StoreBusy, StoreError, StoreFull, StoreUnavailable
+from krunch_plugins.storage import repair, salvage
 
 from .conftest import many, says
 
@@ -214,6 +216,115 @@ def test_no_repair_under_another_process(open_store: Open, tmp_path: Path) -> No
     assert path.read_bytes()[:100] == b"\0" * 100
 
 
+def test_a_repair_that_was_refused_still_keeps_others_out(open_store: Open, tmp_path: Path) -> None:
+    """Whoever was refused a repair has the store open as before: nobody else can replace the database under it."""
+    store = open_store()
+    store.append("s", many(3))
+    store.close()
+    path = tmp_path / "store" / "cache.db"
+    path.write_bytes(b"\0" * 100 + path.read_bytes()[100:])
+    one, other = open_store(), open_store()
+    with pytest.raises(StoreBusy):
+        one.check(repair=True)
+
+    with pytest.raises(StoreBusy):
+        other.check(repair=True)
+    one.close()
+    assert other.check(repair=True).salvaged
+    assert other.check().ok
+
+
+def test_a_damaged_session_keeps_no_other_from_expiring(open_store: Open, tmp_path: Path) -> None:
+    """Retention leaves out a session with a damaged frame and says so; all others lose what they must."""
+    store = open_store(retention_turns=1)
+    store.append("damaged", many(3))
+    store.close()
+    _damage(tmp_path / "store", "g/%", "value = substr(value, 1, 60)")
+    store = open_store(retention_turns=1)
+    for tenant in (None, "t"):
+        for number in range(4):
+            store.append(f"s{number}", many(3), tenant=tenant)
+
+    with pytest.raises(FrameDamaged, match="damaged"):
+        store.expire()
+    assert all(len(store.turns(f"s{number}", tenant=tenant)) == 1 for tenant in (None, "t") for number in range(4))
+
+
+def test_nobody_opens_a_store_while_its_frames_are_saved(
+    open_store: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the first frame that a repair reads on, nobody else can store what the new database would not have."""
+    store = open_store()
+    store.append("s", many(3))
+    store.close()
+    path = tmp_path / "store" / "cache.db"
+    path.write_bytes(b"\0" * 100 + path.read_bytes()[100:])
+    store = open_store()
+
+    def rows(*files: Path) -> Iterator[tuple[str, bytes]]:
+        with pytest.raises(StoreUnavailable, match="repairing"):
+            open_store()
+        return salvage.rows(*files)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(repair, "sqlite_pages", SimpleNamespace(rows=rows))
+        report = store.check(repair=True)
+
+    assert report.salvaged
+    assert len(store.turns("s")) == 3
+
+
+@pytest.mark.parametrize("step", range(8))
+def test_a_repair_that_is_killed_loses_nothing(
+    open_store: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Killed between any two steps that change names, a repair can be finished, with what lay in the log, too."""
+    store = open_store()
+    for number in range(30):
+        store.append(f"s{number}", many(20))
+    store.close()
+    path, steps = tmp_path / "store" / "cache.db", 0
+    reader = sqlite3.connect(path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM Cache").fetchone()  # what comes now stays in the log until this ends
+    store = open_store()
+    store.append("logged", many(20))
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 8192 * 4096
+    data[middle : middle + 90] = bytes(90)
+    path.write_bytes(data)
+
+    def killed_at(name: str) -> Callable[..., object]:
+        real = getattr(Path, name)
+
+        def call(self: Path, *args: object, **options: object) -> object:
+            nonlocal steps
+            steps += 1
+            if steps == step + 1:
+                raise KeyboardInterrupt
+            return real(self, *args, **options)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        for name in ("unlink", "replace"):
+            patched.setattr(Path, name, killed_at(name))
+        with contextlib.suppress(KeyboardInterrupt):
+            store.check(repair=True)
+    store.close()
+    # Only what a repair finishes by itself and what a second one finds counts, not what lies in quarantine.
+    store = open_store()
+    store.check(repair=True)
+
+    assert steps
+    assert [turn.message for turn in store.turns("logged")] == many(20)
+    assert store.check().ok
+    reader.close()
+    assert {one.name for one in (tmp_path / "store").iterdir()} <= {
+        *("cache.db", "cache.db-wal", "cache.db-shm", "in-use.lock", "quarantine")
+    }
+
+
 FULL = """
 import os, resource, signal, sys
 from krunch_plugins import ConversationStore
@@ -258,6 +369,26 @@ def test_a_full_database_says_so(open_store: Open) -> None:
     connection = store._tiers.opened.cold._cache._con  # type: ignore[union-attr]
     connection.execute("PRAGMA max_page_count = 1000000")
     assert store.append("s", many(1)) == range(3, 4)
+
+
+def test_forgetting_on_a_full_disk(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without room to rebuild the database, a session is forgotten everywhere, and what is left over comes later."""
+    store = open_store()
+    store.append("s", many(3))
+    told: list[str] = []
+    store.on_forget(lambda session, tenant: told.append(session) or 1)  # type: ignore[func-returns-value]
+    cold = store._tiers.opened.cold
+
+    def full() -> bool:
+        raise StoreFull("the store")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cold, "scrub", full)
+        report = store.forget("s")
+
+    assert (report.sessions, report.elsewhere, report.scrubbed) == (1, 1, False)
+    assert told == ["s"]
+    assert store.sessions() == []
 
 
 def test_a_directory_removed_while_open(open_store: Open, tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from krunch_plugins import ConversationStore, Turn
+from krunch_plugins.storage import ledger
 from krunch_plugins.turns import APART
 
 from .conftest import many, says
@@ -86,8 +88,12 @@ def test_dictionaries_that_saw_the_text_are_rebuilt(open_store: Open, tmp_path: 
     assert store.check().ok
 
 
-def test_a_dictionary_keeps_nothing_that_was_forgotten(open_store: Open, tmp_path: Path) -> None:
+def test_a_dictionary_keeps_nothing_that_was_forgotten(
+    open_store: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Text of some sessions that a dictionary learnt by heart is in no file once these sessions are forgotten."""
+    keys = random.Random(1)  # which sessions a dictionary learns from depends on their keys, which are random
+    monkeypatch.setattr(ledger, "secrets", SimpleNamespace(token_hex=lambda size: keys.randbytes(size).hex()))
     store = open_store()
     _small_sessions(store)
     rare = "Quetzalcoatl-0815 " + random.Random(5).randbytes(40).hex()
