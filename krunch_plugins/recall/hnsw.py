@@ -16,6 +16,7 @@ import hnswlib
 import numpy as np
 
 from krunch_plugins.recall.locks import ReadWriteLock
+from krunch_plugins.recall.sketches import HalfBlock, Projection, sketch_size
 from krunch_plugins.recall.vectors import asked, cosines, incoming, nearest, nothing, room
 
 if TYPE_CHECKING:
@@ -30,11 +31,15 @@ LINKS = 16
 """Links of a vector (M), twice as many in the lowest layer: 128 bytes a vector."""
 CONSTRUCTION = 200
 """Candidates that are looked at when a vector comes in (ef_construction)."""
-CANDIDATES = 320
-"""Candidates that a search looks at (ef), if that is more than what is wanted."""
+CANDIDATES = 1200
+"""Candidates that a search takes from the graph (ef), at least; they are compared exactly."""
+_MORE = 2
+"""Candidates for each vector that is wanted, where that is more."""
+SAMPLE = 10_000
+"""Vectors that are looked at, at most, to choose what sketches keep of them."""
 _AT_ONCE = 64
 """Vectors that go in while searches wait."""
-_SUBSET_AT_ONCE = 8192
+_SUBSET_AT_ONCE = 1024
 _THREADS = max(1, (os.cpu_count() or 1) // 2)
 """Threads that build: not all, because the program that we are part of has work of its own."""
 
@@ -45,7 +50,7 @@ class GraphFile:
 
     Attributes:
         size: its bytes.
-        digest: hex digest of its bytes (BLAKE2b).
+        digest: hex digest (BLAKE2b) of its bytes and of those of the file of vectors beside it.
         count: vectors in it.
     """
 
@@ -57,20 +62,24 @@ class GraphFile:
 class HnswIndex:
     """A `VectorIndex` over hnswlib.
 
-    - A filtered search is exact: the vectors of the subset are compared one by one.
-    - Removed vectors are marks in the graph until `compact` builds it anew from the others, while searches go on in the
-      old one.
+    - The graph holds sketches, and gives candidates; the vectors themselves, in float16, decide (see `sketches`).
+    - A filtered search is exact: all vectors of the subset are compared.
+    - A removed vector is wiped. Its sketch stays in the graph, marked, until `compact` builds it anew from the others,
+      while searches go on in the old one.
 
     Args:
         dimension: length of each vector.
         capacity: vectors that there is room for at first; it grows.
+        sample: some vectors like those that will come, shape (n, dimension), so that sketches tell them apart.
     """
 
-    def __init__(self, dimension: int, capacity: int = 1024) -> None:
+    def __init__(self, dimension: int, capacity: int = 1024, sample: Floats | None = None) -> None:
         self.dimension = dimension
         self._lock = ReadWriteLock()
         self._changing = threading.Lock()
         self._graph = self._fresh(capacity)
+        self._block = HalfBlock(dimension)
+        self._sketches = Projection(dimension, sample)
         self._there: NDArray[np.bool_] = np.zeros(1024, dtype=np.bool_)
         self._marked: set[int] = set()
         self._count = 0
@@ -80,27 +89,32 @@ class HnswIndex:
 
     @classmethod
     def load(cls, path: Path, noted: GraphFile, dimension: int) -> Self | None:
-        """The graph in a file; None if the file is missing or not the one that was noted."""
+        """The graph in a file; None if the file, or the one beside it, is missing or not the one that was noted."""
         try:
             if path.stat().st_size != noted.size or _digest(path) != noted.digest:
                 return None
         except OSError:
             return None
         index = cls(dimension, 1)
-        graph = hnswlib.Index(space="ip", dim=dimension)
+        graph = hnswlib.Index(space="ip", dim=sketch_size(dimension))
         graph.load_index(str(path), max_elements=noted.count + noted.count // 8 + 64)
         if graph.get_current_count() != noted.count or graph.index_file_size() != noted.size:
             return None
         graph.set_num_threads(_THREADS)
         graph.set_ef(CANDIDATES)  # the file does not have it
         index._graph, index._count = graph, noted.count
-        ids = np.asarray(graph.get_ids_list(), dtype=np.int64)
+        ids = np.sort(np.asarray(graph.get_ids_list(), dtype=np.int64))
+        with beside(path).open("rb") as file:
+            index._sketches.read(file)
+            index._block.read(ids, file)
         index._there = np.zeros(int(ids.max(initial=0)) + 1024, dtype=np.bool_)
         index._there[ids] = True
         return index
 
     def save(self, path: Path) -> GraphFile:
-        """Write the graph to a file, which must not be in use yet, without what is marked; searches wait meanwhile.
+        """Write the graph to a file, and its vectors to one beside it, without what is marked; searches wait meanwhile.
+
+        Neither may be in use yet.
 
         Raises:
             OSError: not all of it was written. hnswlib says nothing when the disk is full.
@@ -114,12 +128,16 @@ class HnswIndex:
                     self._graph.save_index(str(path))
                 except RuntimeError as error:
                     raise OSError(f"{path} cannot be written") from error
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            written = os.fstat(file.fileno()).st_size
-        if written != size:
-            raise OSError(f"{path} has {written:,} bytes of {size:,}; is the disk full?")
-        path.chmod(0o600)
+                with beside(path).open("wb") as file:
+                    self._sketches.write(file)
+                    self._block.write(np.flatnonzero(self._there), file)
+        for one in (path, beside(path)):
+            with one.open("rb") as written:
+                os.fsync(written.fileno())
+            one.chmod(0o600)
+        found = path.stat().st_size
+        if found != size:
+            raise OSError(f"{path} has {found:,} bytes of {size:,}; is the disk full?")
         return GraphFile(size, _digest(path), count)
 
     def add(self, ids: ArrayLike, vectors: ArrayLike) -> None:
@@ -146,31 +164,31 @@ class HnswIndex:
                 return nothing()
             if subset is not None:
                 return self._among(self._present(subset), wanted, k)
-            most = min(k, self._count)
-            if max(CANDIDATES, most) >= self._count:
+            candidates = max(CANDIDATES, _MORE * k)
+            if candidates >= self._count:
                 return self._among(np.flatnonzero(self._there), wanted, k)
             try:
-                labels, distances = self._graph.knn_query(wanted[None], k=most, num_threads=1)
+                labels, _ = self._graph.knn_query(self._sketches(wanted[None]), k=candidates, num_threads=1)
             except RuntimeError:  # marks left it fewer than it was to find
                 return self._among(np.flatnonzero(self._there), wanted, k)
-            return nearest(labels[0].astype(np.int64), 1.0 - distances[0], k)
+            return self._among(labels[0].astype(np.int64), wanted, k)
 
     def get(self, ids: ArrayLike) -> tuple[Ids, Floats]:
         """Vectors by id; see `VectorIndex`."""
         with self._lock.reading():
             keys = self._present(ids)
-            return keys, self._vectors(keys)
+            return keys, self._block.get(keys)
 
     @property
     def marked(self) -> int:
-        """How many removed vectors are still in memory."""
+        """How many removed vectors still have a sketch in memory."""
         return len(self._marked)
 
     @property
     def bytes(self) -> int:
-        """What its file takes, and about what it takes in memory."""
+        """What its files take."""
         with self._lock.writing():
-            return int(self._graph.index_file_size())
+            return int(self._graph.index_file_size()) + 2 * self.dimension * self._count
 
     def compact(self, stopping: threading.Event | None = None) -> None:
         """Build the graph anew without what is marked. As slow as building it; given up once `stopping` is set."""
@@ -184,18 +202,13 @@ class HnswIndex:
             return np.flatnonzero(self._there)
 
     def _among(self, keys: Ids, wanted: Floats, k: int) -> tuple[Ids, Floats]:
-        """The nearest of these, exactly; in parts, so that no large copy is made."""
+        """The nearest of these, exactly; in parts, which are quicker than one large copy."""
         best_ids, best = nothing()
         for start in range(0, len(keys), _SUBSET_AT_ONCE):
             part = keys[start : start + _SUBSET_AT_ONCE]
-            scores = cosines(self._vectors(part), wanted)
+            scores = cosines(self._block.get(part), wanted)
             best_ids, best = nearest(np.concatenate([best_ids, part]), np.concatenate([best, scores]), k)
         return best_ids, best
-
-    def _vectors(self, keys: Ids) -> Floats:
-        if not len(keys):
-            return np.zeros((0, self.dimension), dtype=np.float32)
-        return np.asarray(self._graph.get_items(keys, return_type="numpy"), dtype=np.float32)
 
     def _present(self, ids: ArrayLike) -> Ids:
         keys = np.asarray(ids, dtype=np.int64).reshape(-1)
@@ -212,7 +225,8 @@ class HnswIndex:
         needed = self._graph.get_current_count() + len(keys)
         if needed > self._graph.get_max_elements():
             self._graph.resize_index(needed + needed // 4)
-        self._graph.add_items(vectors, keys)
+        self._graph.add_items(self._sketches(vectors), keys)
+        self._block.put(keys, vectors)
         self._there = room(self._there, int(keys.max()) + 1, 0)
         self._count += int((~self._there[keys]).sum())
         self._there[keys] = True
@@ -223,6 +237,7 @@ class HnswIndex:
             for key in present.tolist():
                 self._graph.mark_deleted(key)
             self._marked.update(present.tolist())
+            self._block.wipe(present)  # what is forgotten is not left in memory
             self._there[present] = False
             self._count -= len(present)
             return len(present)
@@ -231,24 +246,36 @@ class HnswIndex:
         """Build the graph anew without what is marked. `_changing` is held, so nothing else changes it."""
         keys = np.flatnonzero(self._there)
         graph = self._fresh(len(keys) + len(keys) // 8 + 64)
+        with self._lock.reading():
+            sample = self._block.get(keys[:: len(keys) // SAMPLE + 1])
+        sketches = Projection(self.dimension, sample)
         for start in range(0, len(keys), _AT_ONCE):
             if stopping is not None and stopping.is_set():
                 return
             with self._lock.reading():
                 part = keys[start : start + _AT_ONCE]
-                vectors = self._vectors(part)
-            graph.add_items(vectors, part)
+                found = sketches(self._block.get(part))
+            graph.add_items(found, part)
         with self._lock.writing():
-            self._graph, self._marked = graph, set()
+            self._graph, self._sketches, self._marked = graph, sketches, set()
 
     def _fresh(self, capacity: int) -> Any:  # noqa: ANN401 - hnswlib ships no types
-        graph = hnswlib.Index(space="ip", dim=self.dimension)  # of vectors of length 1: 1 - cosine
+        graph = hnswlib.Index(space="ip", dim=sketch_size(self.dimension))  # of vectors of length 1: 1 - cosine
         graph.init_index(max(capacity, 64), ef_construction=CONSTRUCTION, M=LINKS, random_seed=100)
         graph.set_ef(CANDIDATES)
         graph.set_num_threads(_THREADS)
         return graph
 
 
+def beside(path: Path) -> Path:
+    """The file of the vectors that belong to a graph's file."""
+    return path.with_suffix(".half")
+
+
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()
+    found = hashlib.blake2b()
+    for one in (path, beside(path)):
+        with one.open("rb") as file:
+            while part := file.read(1 << 20):
+                found.update(part)
+    return found.hexdigest()

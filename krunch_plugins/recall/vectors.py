@@ -40,8 +40,9 @@ _MARKED_AT_MOST = 0.2
 class VectorIndex(Protocol):
     """Vectors by id, found by cosine. Thread-safe: any number of searches at once, changes one at a time.
 
-    Ids are whole numbers from 0; memory is taken up to the highest. Vectors are scaled to length 1 when they come in.
-    One of zeros has no direction, so nothing is near it: it is not kept, and finds nothing.
+    Ids are whole numbers from 0; memory is taken up to the highest. Vectors are scaled to length 1 when they come in,
+    and rounded to what float16 can tell. One of zeros has no direction, so nothing is near it: it is not kept, and
+    finds nothing.
 
     Attributes:
         dimension: length of each vector.
@@ -257,7 +258,7 @@ class AdaptiveIndex:
 
     def _grow(self, exact: ExactIndex) -> None:
         try:
-            from krunch_plugins.recall.hnsw import HnswIndex
+            from krunch_plugins.recall.hnsw import SAMPLE, HnswIndex
         except ImportError:  # not installed, or built for another machine
             if len(exact) > SLOW_FROM and self.missing is None:
                 self.missing = "hnswlib: pip install 'krunch-plugins[search]'"
@@ -266,7 +267,8 @@ class AdaptiveIndex:
                     SLOW_FROM, self.missing,
                 )  # fmt: skip
             return
-        graph = HnswIndex(self.dimension)
+        ids = np.sort(exact.ids())
+        graph = HnswIndex(self.dimension, sample=exact.get(ids[:: len(ids) // SAMPLE + 1])[1])
         for keys, vectors in pieces(exact):
             if self._stopping.is_set():
                 return
@@ -282,7 +284,7 @@ def pieces(index: ExactIndex | HnswIndex) -> Iterator[tuple[Ids, Floats]]:
 
 
 def incoming(ids: ArrayLike, vectors: ArrayLike, dimension: int) -> tuple[Ids, Floats]:
-    """Ids and vectors, checked; each id once, the last one given; vectors of length 1, or of zeros.
+    """Ids and vectors, checked; each id once, the last one given; vectors of length 1 or of zeros, in float16.
 
     Raises:
         WrongDimension: another dimension.
@@ -302,7 +304,7 @@ def incoming(ids: ArrayLike, vectors: ArrayLike, dimension: int) -> tuple[Ids, F
         bad = int((~np.isfinite(found).all(axis=1)).sum())
         raise ValueError(f"{bad} of {len(found)} vectors hold NaN or infinite values; they would be near nothing")
     last = len(keys) - 1 - np.unique(keys[::-1], return_index=True)[1]
-    return keys[last], unit(found[last])
+    return keys[last], unit(found[last]).astype(np.float16).astype(np.float32)
 
 
 def unit(vectors: Floats) -> Floats:
