@@ -97,7 +97,7 @@ class HnswIndex:
             return None
         index = cls(dimension, 1)
         graph = hnswlib.Index(space="ip", dim=sketch_size(dimension))
-        graph.load_index(str(path), max_elements=noted.count + noted.count // 8 + 64)
+        graph.load_index(str(path), max_elements=noted.count + noted.count // 32 + 64)
         if graph.get_current_count() != noted.count or graph.index_file_size() != noted.size:
             return None
         graph.set_num_threads(_THREADS)

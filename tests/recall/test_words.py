@@ -256,3 +256,20 @@ def test_a_word_is_as_common_as_it_is_in_what_the_filter_leaves(tmp_path: Any, a
         hits = krunch.search("zebra server", k=1, **asked)
 
     assert [hit.turn.message for hit in hits] == [new]
+
+
+@pytest.mark.parametrize("session", [None, "s3"])
+def test_of_words_that_are_all_too_common_the_rarest_decides(
+    open_krunch: Callable[..., Krunch], monkeypatch: pytest.MonkeyPatch, session: str | None
+) -> None:
+    """Where each word of a question stands in more turns than are looked at, the one in the fewest is searched."""
+    monkeypatch.setattr("krunch_plugins.recall.word_search.ROWS", 10)
+    krunch = open_krunch(voices=["words"], window_weight=0.0)
+    assert krunch.store is not None
+    for name in range(6):
+        texts = ["the teal ferry" if number % 3 else "the teal ferry to the amber coast" for number in range(60)]
+        krunch.store.append(f"s{name}", [{"role": "user", "content": text} for text in texts])
+    hits = krunch.search("ferry amber teal", k=40, session=session)
+
+    assert hits
+    assert {hit.turn.number % 3 for hit in hits} == {0}
