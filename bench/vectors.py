@@ -27,7 +27,8 @@ import numpy as np
 from krunch_plugins.recall import embedders
 from krunch_plugins.recall.embedders import HashingEmbedder, words
 from krunch_plugins.recall.embedding_pages import rounded
-from krunch_plugins.recall.hnsw import SAMPLE, HnswIndex
+from krunch_plugins.recall.hnsw import HnswIndex
+from krunch_plugins.recall.sketches import SAMPLE, Projection
 from krunch_plugins.recall.texts import text_of
 from krunch_plugins.recall.vectors import AdaptiveIndex, ExactIndex, unit
 
@@ -98,7 +99,10 @@ def speed(sizes: Sequence[int], dimension: int, lines: list[str]) -> None:
     for wanted in sizes:
         size = min(wanted, len(lines) or wanted)
         vectors, queries = samples(size, dimension, lines)
-        exact, graph = ExactIndex(dimension), HnswIndex(dimension, sample=vectors[:SAMPLE])
+        exact, graph = (
+            ExactIndex(dimension),
+            HnswIndex(dimension, projection=Projection.learned(dimension, vectors[:SAMPLE])),
+        )
         exact.add(np.arange(size), vectors)
         start = time.process_time()
         graph.add(np.arange(size), vectors)
@@ -119,7 +123,7 @@ def speed(sizes: Sequence[int], dimension: int, lines: list[str]) -> None:
 def memory(count: int, dimension: int) -> None:
     """Bytes a vector, as the process grows: while it is filled as a program fills it, and loaded from its files."""
     made = texts_like(1024, dimension)
-    index = HnswIndex(dimension, sample=made)
+    index = HnswIndex(dimension, projection=Projection.learned(dimension, made))
     empty = resident()
     for start in range(0, count, 1024):
         made += np.random.default_rng(start).standard_normal(made.shape, dtype=np.float32) / dimension**0.5

@@ -16,7 +16,7 @@ import hnswlib
 import numpy as np
 
 from krunch_plugins.recall.locks import ReadWriteLock
-from krunch_plugins.recall.sketches import HalfBlock, Projection, sketch_size
+from krunch_plugins.recall.sketches import SAMPLE, HalfBlock, Projection, sketch_size
 from krunch_plugins.recall.vectors import asked, cosines, incoming, nearest, nothing, room
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ CANDIDATES = 1200
 """Candidates that a search takes from the graph (ef), at least; they are compared exactly."""
 _MORE = 2
 """Candidates for each vector that is wanted, where that is more."""
-SAMPLE = 10_000
-"""Vectors that are looked at, at most, to choose what sketches keep of them."""
 _AT_ONCE = 64
 """Vectors that go in while searches wait."""
 _SUBSET_AT_ONCE = 1024
@@ -70,16 +68,16 @@ class HnswIndex:
     Args:
         dimension: length of each vector.
         capacity: vectors that there is room for at first; it grows.
-        sample: some vectors like those that will come, shape (n, dimension), so that sketches tell them apart.
+        projection: makes the sketches; None: one with random directions, which finds less.
     """
 
-    def __init__(self, dimension: int, capacity: int = 1024, sample: Floats | None = None) -> None:
+    def __init__(self, dimension: int, capacity: int = 1024, projection: Projection | None = None) -> None:
         self.dimension = dimension
         self._lock = ReadWriteLock()
         self._changing = threading.Lock()
         self._graph = self._fresh(capacity)
         self._block = HalfBlock(dimension)
-        self._sketches = Projection(dimension, sample)
+        self._sketches = projection or Projection.learned(dimension)
         self._there: NDArray[np.bool_] = np.zeros(1024, dtype=np.bool_)
         self._marked: set[int] = set()
         self._count = 0
@@ -95,18 +93,17 @@ class HnswIndex:
                 return None
         except OSError:
             return None
-        index = cls(dimension, 1)
         graph = hnswlib.Index(space="ip", dim=sketch_size(dimension))
         graph.load_index(str(path), max_elements=noted.count + noted.count // 32 + 64)
         if graph.get_current_count() != noted.count or graph.index_file_size() != noted.size:
             return None
         graph.set_num_threads(_THREADS)
         graph.set_ef(CANDIDATES)  # the file does not have it
-        index._graph, index._count = graph, noted.count
         ids = np.sort(np.asarray(graph.get_ids_list(), dtype=np.int64))
         with beside(path).open("rb") as file:
-            index._sketches.read(file)
+            index = cls(dimension, 1, Projection.read(dimension, file))
             index._block.read(ids, file)
+        index._graph, index._count = graph, noted.count
         index._there = np.zeros(int(ids.max(initial=0)) + 1024, dtype=np.bool_)
         index._there[ids] = True
         return index
@@ -248,7 +245,7 @@ class HnswIndex:
         graph = self._fresh(len(keys) + len(keys) // 8 + 64)
         with self._lock.reading():
             sample = self._block.get(keys[:: len(keys) // SAMPLE + 1])
-        sketches = Projection(self.dimension, sample)
+        sketches = Projection.learned(self.dimension, sample)
         for start in range(0, len(keys), _AT_ONCE):
             if stopping is not None and stopping.is_set():
                 return

@@ -8,7 +8,7 @@ compared at once.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -26,6 +26,8 @@ SHARE = 0.4375
 """Dimensions of a sketch as a share of the vector's, at most."""
 _STEP = 16
 """What they are a multiple of: hnswlib counts so many at once, and takes half as long again for what is left over."""
+SAMPLE = 10_000
+"""Vectors that are looked at, at most, to choose what sketches keep of them."""
 _FIRST_ROWS = 1024
 _AT_ONCE = 4096
 _SCALE = np.float32(2.0**112)
@@ -106,38 +108,43 @@ class Projection:
     sample was of other texts than those that were searched, these were no worse than random ones.
 
     Args:
-        dimension: length of the vectors.
-        sample: some of them, shape (n, dimension); None: random directions.
+        directions: of length 1 and at right angles, shape (`sketch_size(dimension)`, dimension); see `learned`.
     """
 
-    def __init__(self, dimension: int, sample: Floats | None = None) -> None:
-        self._size = sketch_size(dimension)
-        self._rows = np.eye(dimension, dtype=np.float32)
-        if self._size < dimension:
-            found = np.random.default_rng(0).standard_normal((dimension, dimension), dtype=np.float32)
-            if sample is not None:  # the random ones fill up what a small sample leaves open
-                found = np.concatenate([sample, found * (1e-3 / dimension)])
-            _, directions = np.linalg.eigh(found.T @ found)
-            self._rows = np.ascontiguousarray(directions[:, ::-1][:, : self._size].T)
+    def __init__(self, directions: Floats) -> None:
+        self._directions = directions
+
+    @classmethod
+    def learned(cls, dimension: int, sample: Floats | None = None) -> Self:
+        """One for vectors of a length, by a sample of them, shape (n, dimension); None: random directions."""
+        size = sketch_size(dimension)
+        if size == dimension:
+            return cls(np.eye(dimension, dtype=np.float32))
+        found = np.random.default_rng(0).standard_normal((dimension, dimension), dtype=np.float32)
+        if sample is not None:  # the random ones fill up what a small sample leaves open
+            found = np.concatenate([sample, found * (1e-3 / dimension)])
+        _, directions = np.linalg.eigh(found.T @ found)
+        return cls(np.ascontiguousarray(directions[:, ::-1][:, :size].T))
 
     def __call__(self, vectors: Floats) -> Floats:
         """Sketches of vectors, shape (n, `sketch_size(dimension)`). Without BLAS, for the reason `cosines` gives."""
-        if self._size == vectors.shape[1]:
+        if len(self._directions) == vectors.shape[1]:
             return vectors
-        found: Floats = np.einsum("ij,kj->ik", vectors, self._rows)
+        found: Floats = np.einsum("ij,kj->ik", vectors, self._directions)
         lengths = np.linalg.norm(found, axis=1, keepdims=True)
         np.divide(found, lengths, out=found, where=lengths > 0)
         return found
 
     def write(self, file: BinaryIO) -> None:
         """Write it to a file: what holds sketches is of no use without what makes them."""
-        file.write(self._rows.astype("<f4", copy=False).tobytes())
+        file.write(self._directions.astype("<f4", copy=False).tobytes())
 
-    def read(self, file: BinaryIO) -> None:
-        """Become what `write` wrote.
+    @classmethod
+    def read(cls, dimension: int, file: BinaryIO) -> Self:
+        """What `write` wrote.
 
         Raises:
             ValueError: the file ends too early.
         """
-        shape = self._rows.shape
-        self._rows = np.frombuffer(file.read(4 * shape[0] * shape[1]), dtype="<f4").reshape(shape)
+        size = sketch_size(dimension)
+        return cls(np.frombuffer(file.read(4 * size * dimension), dtype="<f4").reshape(size, dimension))

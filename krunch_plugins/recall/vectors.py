@@ -14,6 +14,7 @@ import numpy as np
 
 from krunch_plugins.errors import WrongDimension
 from krunch_plugins.recall.locks import ReadWriteLock
+from krunch_plugins.recall.sketches import SAMPLE, Projection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -258,7 +259,7 @@ class AdaptiveIndex:
 
     def _grow(self, exact: ExactIndex) -> None:
         try:
-            from krunch_plugins.recall.hnsw import SAMPLE, HnswIndex
+            from krunch_plugins.recall.hnsw import HnswIndex
         except ImportError:  # not installed, or built for another machine
             if len(exact) > SLOW_FROM and self.missing is None:
                 self.missing = "hnswlib: pip install 'krunch-plugins[search]'"
@@ -268,7 +269,8 @@ class AdaptiveIndex:
                 )  # fmt: skip
             return
         ids = np.sort(exact.ids())
-        graph = HnswIndex(self.dimension, sample=exact.get(ids[:: len(ids) // SAMPLE + 1])[1])
+        sample = exact.get(ids[:: len(ids) // SAMPLE + 1])[1]
+        graph = HnswIndex(self.dimension, projection=Projection.learned(self.dimension, sample))
         for keys, vectors in pieces(exact):
             if self._stopping.is_set():
                 return

@@ -46,7 +46,7 @@ def test_a_sketch_is_shorter_and_tells_about_the_same_cosines(dimension: int, si
     vectors = random.standard_normal((200, dimension)).astype(np.float32)
     vectors += 2 * random.standard_normal(dimension).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    found = Projection(dimension, vectors[:sampled] if sampled else None)(vectors)
+    found = Projection.learned(dimension, vectors[:sampled] if sampled else None)(vectors)
     off = np.abs(found @ found.T - vectors @ vectors.T).std()
 
     assert found.shape == (200, size) == (200, sketch_size(dimension))
@@ -57,12 +57,12 @@ def test_a_sketch_is_shorter_and_tells_about_the_same_cosines(dimension: int, si
 def test_a_projection_comes_back_from_its_file() -> None:
     """Sketches are made by what was written with them, whatever a new sample would say; half of it is refused."""
     vectors = np.random.default_rng(0).standard_normal((300, 200)).astype(np.float32)
-    projection, other = Projection(200, vectors), Projection(200)
+    projection = Projection.learned(200, vectors)
+    assert Projection.learned(200)(vectors).tobytes() != projection(vectors).tobytes()
     file = io.BytesIO()
     projection.write(file)
-    assert other(vectors).tobytes() != projection(vectors).tobytes()
-    other.read(io.BytesIO(file.getvalue()))
+    other = Projection.read(200, io.BytesIO(file.getvalue()))
 
     assert other(vectors).tobytes() == projection(vectors).tobytes()
     with pytest.raises(ValueError, match="reshape"):
-        other.read(io.BytesIO(file.getvalue()[:-4]))
+        Projection.read(200, io.BytesIO(file.getvalue()[:-4]))
