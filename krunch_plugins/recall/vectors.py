@@ -1,7 +1,7 @@
 """Nearest vectors by cosine: exact while there are few, approximate (hnswlib) above, behind one interface.
 
-Measured (bench/vectors.py): up to about 10,000 vectors exact search is faster and needs no build; above, a graph answers
-in about 2 ms whatever the size, and takes a third less memory.
+Measured (bench/vectors.py): up to about 10,000 vectors exact search is faster and needs no build. Above, a graph
+answers in about 2 ms whatever the size, and takes a third less memory.
 """
 
 from __future__ import annotations
