@@ -17,6 +17,7 @@ import numpy as np
 
 from krunch_plugins.recall.locks import ReadWriteLock
 from krunch_plugins.recall.sketches import SAMPLE, HalfBlock, Projection, sketch_size
+from krunch_plugins.recall.twins import Twins
 from krunch_plugins.recall.vectors import asked, cosines, incoming, nearest, nothing, room
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ CONSTRUCTION = 200
 """Candidates that are looked at when a vector comes in (ef_construction)."""
 CANDIDATES = 1200
 """Candidates that a search takes from the graph (ef), at least; they are compared exactly."""
+_EQUAL_CANDIDATES = 32
+"""Candidates that are looked at to find a vector that is equal to a new one."""
 _MORE = 2
 """Candidates for each vector that is wanted, where that is more."""
 _AT_ONCE = 64
@@ -49,18 +52,21 @@ class GraphFile:
     Attributes:
         size: its bytes.
         digest: hex digest (BLAKE2b) of its bytes and of those of the file of vectors beside it.
-        count: vectors in it.
+        count: vectors in both.
+        twins: how many of these are not in the graph, because they are equal to others.
     """
 
     size: int
     digest: str
     count: int
+    twins: int
 
 
 class HnswIndex:
     """A `VectorIndex` over hnswlib.
 
     - The graph holds sketches, and gives candidates; the vectors themselves, in float16, decide (see `sketches`).
+    - Of vectors that are equal one is in the graph, and stands for all (see `twins`).
     - A filtered search is exact: all vectors of the subset are compared.
     - A removed vector is wiped. Its sketch stays in the graph, marked, until `compact` builds it anew from the others,
       while searches go on in the old one.
@@ -79,6 +85,7 @@ class HnswIndex:
         self._block = HalfBlock(dimension)
         self._sketches = projection or Projection.learned(dimension)
         self._there: NDArray[np.bool_] = np.zeros(1024, dtype=np.bool_)
+        self._twins = Twins()
         self._marked: set[int] = set()
         self._count = 0
 
@@ -94,15 +101,18 @@ class HnswIndex:
         except OSError:
             return None
         graph = hnswlib.Index(space="ip", dim=sketch_size(dimension))
-        graph.load_index(str(path), max_elements=noted.count + noted.count // 32 + 64)
-        if graph.get_current_count() != noted.count or graph.index_file_size() != noted.size:
-            return None
+        graph.load_index(str(path), max_elements=noted.count - noted.twins + noted.count // 32 + 64)
         graph.set_num_threads(_THREADS)
         graph.set_ef(CANDIDATES)  # the file does not have it
-        ids = np.sort(np.asarray(graph.get_ids_list(), dtype=np.int64))
         with beside(path).open("rb") as file:
             index = cls(dimension, 1, Projection.read(dimension, file))
+            pairs = np.frombuffer(file.read(16 * noted.twins), dtype="<i8").reshape(-1, 2)
+            for twin, first in pairs.tolist():
+                index._twins.put(twin, first)
+            ids = np.sort(np.concatenate([np.asarray(graph.get_ids_list(), dtype=np.int64), pairs[:, 0]]))
             index._block.read(ids, file)
+        if len(ids) != noted.count or graph.index_file_size() != noted.size:
+            return None
         index._graph, index._count = graph, noted.count
         index._there = np.zeros(int(ids.max(initial=0)) + 1024, dtype=np.bool_)
         index._there[ids] = True
@@ -120,13 +130,14 @@ class HnswIndex:
             if self._marked:
                 self._compact()
             with self._lock.writing():
-                size, count = self._graph.index_file_size(), self._count
+                size, count, twins = self._graph.index_file_size(), self._count, len(self._twins)
                 try:
                     self._graph.save_index(str(path))
                 except RuntimeError as error:
                     raise OSError(f"{path} cannot be written") from error
                 with beside(path).open("wb") as file:
                     self._sketches.write(file)
+                    file.write(np.array(list(self._twins.pairs()), dtype="<i8").tobytes())
                     self._block.write(np.flatnonzero(self._there), file)
         for one in (path, beside(path)):
             with one.open("rb") as written:
@@ -135,7 +146,7 @@ class HnswIndex:
         found = path.stat().st_size
         if found != size:
             raise OSError(f"{path} has {found:,} bytes of {size:,}; is the disk full?")
-        return GraphFile(size, _digest(path), count)
+        return GraphFile(size, _digest(path), count, twins)
 
     def add(self, ids: ArrayLike, vectors: ArrayLike) -> None:
         """Put vectors in; see `VectorIndex`."""
@@ -164,11 +175,14 @@ class HnswIndex:
             candidates = max(CANDIDATES, _MORE * k)
             if candidates >= self._count:
                 return self._among(np.flatnonzero(self._there), wanted, k)
+            candidates = min(candidates, self._count - len(self._twins))
             try:
                 labels, _ = self._graph.knn_query(self._sketches(wanted[None]), k=candidates, num_threads=1)
             except RuntimeError:  # marks left it fewer than it was to find
                 return self._among(np.flatnonzero(self._there), wanted, k)
-            return self._among(labels[0].astype(np.int64), wanted, k)
+            firsts, best = self._among(labels[0].astype(np.int64), wanted, k)
+            keys, positions = self._twins.spread(firsts)
+            return nearest(keys, best[positions], k)
 
     def get(self, ids: ArrayLike) -> tuple[Ids, Floats]:
         """Vectors by id; see `VectorIndex`."""
@@ -213,7 +227,40 @@ class HnswIndex:
         return keys[self._there[keys]]
 
     def _put(self, keys: Ids, vectors: Floats) -> None:
-        """Add to the graph, with room for it and no label that is marked. The lock is held for writing."""
+        """Add vectors; those that are equal to others stand behind them. The lock is held for writing."""
+        self._take(self._present(keys))  # what is replaced
+        self._block.put(keys, vectors)
+        halves = self._block.halves(keys)
+        _, at, same = np.unique(halves, axis=0, return_index=True, return_inverse=True)
+        firsts = keys[at]
+        found = self._sketches(vectors[at])
+        known = self._equal(found, halves[at])
+        self._link(firsts[known < 0], found[known < 0])
+        known = np.where(known < 0, firsts, known)[same.reshape(-1)]
+        for key, first in zip(keys.tolist(), known.tolist(), strict=True):
+            if key != first:
+                self._twins.put(key, first)
+        self._there = room(self._there, int(keys.max(initial=-1)) + 1, 0)
+        self._there[keys] = True
+        self._count += len(keys)
+
+    def _equal(self, found: Floats, halves: NDArray[np.uint16]) -> Ids:
+        """For each of these vectors the id of an equal one in the graph, or -1. One that is missed does no harm."""
+        known = np.full(len(found), -1, dtype=np.int64)
+        if self._graph.get_current_count() > len(self._marked) and len(found):
+            self._graph.set_ef(_EQUAL_CANDIDATES)
+            try:
+                labels = self._graph.knn_query(found, k=1)[0][:, 0].astype(np.int64)
+                equal = (self._block.halves(labels) == halves).all(axis=1)
+                known[equal] = labels[equal]
+            except RuntimeError:  # it found nothing that is not marked
+                pass
+            finally:
+                self._graph.set_ef(CANDIDATES)
+        return known
+
+    def _link(self, keys: Ids, found: Floats) -> None:
+        """Put sketches into the graph, with room for them and under no label that is marked."""
         if not len(keys):
             return
         for key in self._marked.intersection(keys.tolist()):
@@ -222,26 +269,35 @@ class HnswIndex:
         needed = self._graph.get_current_count() + len(keys)
         if needed > self._graph.get_max_elements():
             self._graph.resize_index(needed + needed // 4)
-        self._graph.add_items(self._sketches(vectors), keys)
-        self._block.put(keys, vectors)
-        self._there = room(self._there, int(keys.max()) + 1, 0)
-        self._count += int((~self._there[keys]).sum())
-        self._there[keys] = True
+        self._graph.add_items(found, keys)
 
     def _mark(self, keys: Ids) -> int:
         with self._lock.writing():
             present = self._present(keys)
-            for key in present.tolist():
-                self._graph.mark_deleted(key)
-            self._marked.update(present.tolist())
-            self._block.wipe(present)  # what is forgotten is not left in memory
-            self._there[present] = False
-            self._count -= len(present)
+            self._take(present)
             return len(present)
+
+    def _take(self, keys: Ids) -> None:
+        """Take out vectors that are there. The lock is held for writing."""
+        heirs = set()
+        for key in keys.tolist():
+            linked, heir = self._twins.take(key)
+            if key in heirs:  # it was to take a place in the graph, and goes as well
+                heirs.discard(key)
+            elif linked:
+                self._graph.mark_deleted(key)
+                self._marked.add(key)
+            if heir is not None:
+                heirs.add(heir)
+        self._block.wipe(keys)  # what is forgotten is not left in memory
+        self._there[keys] = False
+        self._count -= len(keys)
+        left = np.array(sorted(heirs), dtype=np.int64)
+        self._link(left, self._sketches(self._block.get(left)))
 
     def _compact(self, stopping: threading.Event | None = None) -> None:
         """Build the graph anew without what is marked. `_changing` is held, so nothing else changes it."""
-        keys = np.flatnonzero(self._there)
+        keys = np.setdiff1d(np.flatnonzero(self._there), [twin for twin, _ in self._twins.pairs()])
         graph = self._fresh(len(keys) + len(keys) // 8 + 64)
         with self._lock.reading():
             sample = self._block.get(keys[:: len(keys) // SAMPLE + 1])

@@ -74,6 +74,10 @@ class HalfBlock:
         vectors *= _SCALE
         return vectors
 
+    def halves(self, ids: Ids) -> NDArray[np.uint16]:
+        """The bits of vectors, by which they are told to be equal; shape (n, dimension)."""
+        return self._rows[ids]
+
     def write(self, ids: Ids, file: BinaryIO) -> None:
         """Write the rows of these ids, one after the other."""
         file.writelines(

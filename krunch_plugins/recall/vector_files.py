@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import logging
 import secrets
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -112,7 +113,7 @@ class VectorFiles:
             except BaseException:
                 self._remove_graph(name)
                 raise
-            state["graph"] = {"name": name, "size": noted.size, "digest": noted.digest, "count": noted.count}
+            state["graph"] = {"name": name, **asdict(noted)}
         try:
             save(state, self._path, max_bytes=_MOST_BYTES)
         except BaseException:
@@ -143,12 +144,8 @@ class VectorFiles:
                 from krunch_plugins.recall.hnsw import GraphFile, HnswIndex
             except ImportError:
                 return None  # written where hnswlib was installed
-            noted = state["graph"]
-            graph = HnswIndex.load(
-                self._folder / noted["name"],
-                GraphFile(noted["size"], noted["digest"], noted["count"]),
-                self._dimension,
-            )
+            name, noted = state["graph"].pop("name"), GraphFile(**state["graph"])
+            graph = HnswIndex.load(self._folder / name, noted, self._dimension)
             if graph is None:
                 return None
             vectors.adopt(graph)

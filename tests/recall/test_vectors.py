@@ -220,6 +220,54 @@ def test_the_graph_finds_what_exact_search_finds(dimension: int) -> None:
 
 
 @needs_hnswlib
+def test_equal_vectors_keep_nobody_from_the_others() -> None:
+    """Where a third of all vectors are equal, as those of "thanks", the graph finds the others as well as ever."""
+    random = np.random.default_rng(0)
+    vectors = made(300, 200)[random.integers(300, size=6000)] + 0.5 * made(6000, 200, seed=1)
+    vectors[random.permutation(6000)[:2000]] = vectors[0]
+    index, exact = graph(200), ExactIndex(200)
+    for one in (index, exact):
+        one.add(range(6000), vectors)
+    shares = []
+    for query in vectors[:100] + 0.5 * made(100, 200, seed=2):
+        found, truth = index.search(query, 10), exact.search(query, 10)
+        shares.append(np.mean(found[1] >= truth[1][-1] - 1e-5))
+
+    assert np.mean(shares) >= 0.99
+    assert index.search(vectors[0], 50)[0].tolist() == exact.search(vectors[0], 50)[0].tolist()
+
+
+@needs_hnswlib
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_equal_vectors_come_and_go_one_by_one(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Of a few vectors that many ids share, each id is found as long as it is there, also after a restart."""
+    from krunch_plugins.recall.hnsw import HnswIndex
+
+    random = np.random.default_rng(seed)
+    index, exact, pool = graph(), ExactIndex(DIMENSION), made(5, seed=seed)
+    for one in (index, exact):
+        one.add(range(2000), pool[np.arange(2000) % 5])
+    for _ in range(6):
+        changed = random.permutation(2000)[: random.integers(1, 120)]
+        vectors = pool[random.integers(5, size=len(changed))]
+        for one in (index, exact):
+            one.remove(changed[::2] if seed % 2 else changed)
+            one.add(changed[::3], vectors[::3])
+    for key in range(1995, 2000):  # a vector that all but one id have left
+        for one in (index, exact):
+            one.add(range(key % 5, 1995, 5), np.tile(-pool[key % 5], (399, 1)))
+    path = tmp_path_factory.mktemp("graph") / "graph"
+    noted = index.save(path)
+
+    for found in (index, HnswIndex.load(path, noted, DIMENSION)):
+        assert found is not None
+        assert len(found) == len(exact)
+        for query in [*pool, *-pool]:
+            assert found.search(query, 1000)[0].tolist() == exact.search(query, 1000)[0].tolist()
+
+
+@needs_hnswlib
 def test_removed_vectors_leave_the_graph_with_compact() -> None:
     """Removed vectors are never found, and after `compact` they are no longer in memory or in the file."""
     index, vectors = graph(), made(1000)
@@ -296,7 +344,7 @@ def test_a_damaged_graph_is_never_loaded(tmp_path: Path) -> None:
         assert HnswIndex.load(path, noted, DIMENSION) is None
         file.write_bytes(whole)
 
-    assert HnswIndex.load(path, GraphFile(noted.size, noted.digest, 39), DIMENSION) is None
+    assert HnswIndex.load(path, GraphFile(noted.size, noted.digest, 39, 0), DIMENSION) is None
     assert HnswIndex.load(path, noted, DIMENSION) is not None
 
 
