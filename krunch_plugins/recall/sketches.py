@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import BinaryIO
 
     from numpy.typing import NDArray
 
     Ids = NDArray[np.int64]
+    Halves = NDArray[np.uint16]
     Floats = NDArray[np.float32]
 
 WHOLE_UP_TO = 128
@@ -28,35 +30,44 @@ _STEP = 16
 """What they are a multiple of: hnswlib counts so many at once, and takes half as long again for what is left over."""
 SAMPLE = 10_000
 """Vectors that are looked at, at most, to choose what sketches keep of them."""
-_FIRST_ROWS = 1024
+_PART_BITS = 16
+_WITHIN = (1 << _PART_BITS) - 1
 _AT_ONCE = 4096
 _SCALE = np.float32(2.0**112)
 """Between the exponents of float16 and float32, once the bits of the one stand where the other has them."""
 
 
 class HalfBlock:
-    """Vectors in float16 by id, in one block. Not thread-safe.
+    """Vectors in float16 by id. Not thread-safe.
+
+    In parts, so that nothing is copied when it grows. What was never written takes no memory.
 
     Args:
         dimension: length of each vector.
     """
 
     def __init__(self, dimension: int) -> None:
-        self._rows: NDArray[np.uint16] = np.zeros((_FIRST_ROWS, dimension), dtype=np.uint16)
+        self._dimension = dimension
+        self._parts: list[Halves] = []
+        self._grow(1)
 
     def put(self, ids: Ids, vectors: Floats) -> None:
         """Keep vectors, no value of which may be above 1 by more than rounding does."""
-        needed = int(ids.max(initial=-1)) + 1
-        if needed > len(self._rows):
-            # Not filled in: what was never written takes no memory.
-            larger = np.zeros((needed + needed // 4, self._rows.shape[1]), dtype=np.uint16)
-            larger[: len(self._rows)] = self._rows
-            self._rows = larger
-        self._rows[ids] = vectors.astype(np.float16).view(np.uint16)
+        self._store(ids, vectors.astype(np.float16).view(np.uint16))
 
     def wipe(self, ids: Ids) -> None:
         """Leave nothing of these in memory."""
-        self._rows[ids] = 0
+        for part, chosen in self._split(ids):
+            self._parts[part][ids[chosen] & _WITHIN] = 0
+
+    def halves(self, ids: Ids) -> Halves:
+        """The bits of vectors, by which they are told to be equal; shape (n, dimension)."""
+        if len(self._parts) == 1:
+            return self._parts[0][ids]
+        found = np.empty((len(ids), self._dimension), dtype=np.uint16)
+        for part, chosen in self._split(ids):
+            found[chosen] = self._parts[part][ids[chosen] & _WITHIN]
+        return found
 
     def get(self, ids: Ids) -> Floats:
         """Vectors by id, shape (n, dimension).
@@ -64,7 +75,7 @@ class HalfBlock:
         numpy needs 2 ns for each value of float16. As whole numbers their bits are moved to where float32 has them,
         which takes a tenth of that and comes to the same for all finite values.
         """
-        found = self._rows[ids].astype(np.uint32)
+        found = self.halves(ids).astype(np.uint32)
         signs = found & 0x8000
         found &= 0x7FFF
         found <<= 13
@@ -74,16 +85,11 @@ class HalfBlock:
         vectors *= _SCALE
         return vectors
 
-    def halves(self, ids: Ids) -> NDArray[np.uint16]:
-        """The bits of vectors, by which they are told to be equal; shape (n, dimension)."""
-        return self._rows[ids]
-
     def write(self, ids: Ids, file: BinaryIO) -> None:
         """Write the rows of these ids, one after the other."""
-        file.writelines(
-            self._rows[ids[start : start + _AT_ONCE]].astype("<u2", copy=False).tobytes()
-            for start in range(0, len(ids), _AT_ONCE)
-        )
+        for start in range(0, len(ids), _AT_ONCE):
+            rows = self.halves(ids[start : start + _AT_ONCE])
+            file.write(rows.astype("<u2", copy=False).tobytes())
 
     def read(self, ids: Ids, file: BinaryIO) -> None:
         """Take in what `write` wrote.
@@ -91,11 +97,28 @@ class HalfBlock:
         Raises:
             ValueError: the file ends too early.
         """
-        self._rows = np.zeros((int(ids.max(initial=0)) + _FIRST_ROWS, self._rows.shape[1]), dtype=np.uint16)
-        width = self._rows.shape[1]
         for start in range(0, len(ids), _AT_ONCE):
-            part = ids[start : start + _AT_ONCE]
-            self._rows[part] = np.frombuffer(file.read(2 * width * len(part)), dtype="<u2").reshape(len(part), width)
+            rows = ids[start : start + _AT_ONCE]
+            found = np.frombuffer(file.read(2 * self._dimension * len(rows)), dtype="<u2")
+            self._store(rows, found.reshape(len(rows), self._dimension))
+
+    def _store(self, ids: Ids, halves: Halves) -> None:
+        self._grow(int(ids.max(initial=0)) + 1)
+        for part, chosen in self._split(ids):
+            self._parts[part][ids[chosen] & _WITHIN] = halves[chosen]
+
+    def _grow(self, rows: int) -> None:
+        while len(self._parts) << _PART_BITS < rows:
+            self._parts.append(np.zeros((1 << _PART_BITS, self._dimension), dtype=np.uint16))
+
+    def _split(self, ids: Ids) -> Iterator[tuple[int, slice | NDArray[np.bool_]]]:
+        """The parts in which these lie, and which of them lie there."""
+        if len(self._parts) == 1:
+            yield 0, slice(None)
+            return
+        parts = ids >> _PART_BITS
+        for part in np.unique(parts).tolist():
+            yield part, parts == part
 
 
 def sketch_size(dimension: int) -> int:

@@ -22,7 +22,7 @@ def test_every_value_of_float16_comes_back_bit_for_bit() -> None:
 
 def test_rows_are_written_read_and_wiped_by_id() -> None:
     """Rows of any ids go through a file in order, and nothing of a wiped one is left."""
-    ids = np.array([3, 4, 9_000])
+    ids = np.array([3, 4, 200_000])
     vectors = np.array([[0.5, -0.25], [1.0, 0.0], [0.125, 0.75]], dtype=np.float32)
     block, other = HalfBlock(2), HalfBlock(2)
     block.put(ids, vectors)
@@ -33,6 +33,7 @@ def test_rows_are_written_read_and_wiped_by_id() -> None:
 
     assert other.get(ids).tolist() == vectors.tolist()
     assert not block.get(ids[:1]).any()
+    assert block.get(ids[[2, 1]]).tolist() == vectors[[2, 1]].tolist()
     assert len(file.getvalue()) == 12
     with pytest.raises(ValueError, match="reshape"):
         other.read(ids, io.BytesIO(file.getvalue()[:-4]))
