@@ -28,7 +28,7 @@ DISTANCE = 8
 """Messages that lie between a derived question and its evidence, at least."""
 PER_CONVERSATION = 12
 LOCOMO_CATEGORIES = {1: "several turns", 2: "time", 3: "open domain", 4: "one turn", 5: "adversarial"}
-"""What the numbers of LoCoMo's categories mean. The last ask for what was never said, by words that stand elsewhere."""
+"""What the numbers of LoCoMo's categories mean. The last ask of one speaker what the other one said."""
 _PAUSE = 20.0
 """Seconds from one turn of a sitting to the next; LoCoMo tells only when a sitting began."""
 _DIALOGUE_ID = re.compile(r"D:?(\d+):(\d+)")
