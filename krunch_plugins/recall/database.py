@@ -127,6 +127,11 @@ class IndexDatabase:
         """Be the only one who writes, of all threads and processes; yields False if another process does. Reentrant."""
         with self._lock:
             self._use()
+        with self._holding(timeout) as mine:
+            yield mine
+
+    @contextlib.contextmanager
+    def _holding(self, timeout: float) -> Iterator[bool]:
         with self._writing:
             if self._writer.held:
                 yield True
@@ -172,23 +177,25 @@ class IndexDatabase:
             False if another process was reading or writing just then, so that the log is not empty yet.
         """
         with self.alone(WAIT if scrub else 0.0) as mine:
-            if not mine:
-                return False
-            with self._translated():
-                connection = self._connect(_SETTLE_WAIT)
-                try:
-                    if scrub:
-                        connection.execute("VACUUM")
-                    busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-                finally:
-                    connection.close()
-            if busy:
-                # The file has part of the log. Were the log cut off now by damage, its older pages would hide newer
-                # ones of the file; without a digest whoever finds it so makes it anew.
-                self._digest.unlink(missing_ok=True)
-                return False
-            self._write_digest()
-            return True
+            return mine and self._move_log(scrub=scrub)
+
+    def _move_log(self, *, scrub: bool = False) -> bool:
+        """`settle`, by whoever is the only one who writes."""
+        with self._translated():
+            connection = self._connect(_SETTLE_WAIT)
+            try:
+                if scrub:
+                    connection.execute("VACUUM")
+                busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            finally:
+                connection.close()
+        if busy:
+            # The file has part of the log. Were the log cut off now by damage, its older pages would hide newer ones of
+            # the file; without a digest whoever finds it so makes it anew.
+            self._digest.unlink(missing_ok=True)
+            return False
+        self._write_digest()
+        return True
 
     def condemn(self) -> None:
         """Put an empty database in the place of this one, at its next use."""
@@ -208,8 +215,11 @@ class IndexDatabase:
                 return
             self._drop_idle()
             if self._stat() == self._identity:
-                with contextlib.suppress(sqlite3.Error, OSError, StoreError, DatabaseReplaced):
-                    self.settle()
+                with (
+                    contextlib.suppress(sqlite3.Error, OSError, StoreError, DatabaseReplaced),
+                    self._holding(0.0) as mine,  # not `alone`, which is closed to a database that is retired
+                ):
+                    _ = mine and self._move_log()
             self._drop_connections()
             self._identity = None
             self._present.release()
