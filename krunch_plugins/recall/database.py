@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import hashlib
 import logging
 import os
 import sqlite3
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from krunch_plugins.errors import StoreBusy, StoreClosed, StoreError, StoreFull, StoreUnavailable
 from krunch_plugins.recall.files import FileLock
+from krunch_plugins.recall.held_files import HeldFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -73,6 +73,7 @@ class IndexDatabase:
     ) -> None:
         self.path, self._prepare, self._version, self._connected = path, prepare, version, connected
         self._digest = path.with_suffix(".digest")
+        self._file = HeldFile(path)
         self._begin()
         _OPEN.add(self)
 
@@ -241,6 +242,7 @@ class IndexDatabase:
         if self._pid != os.getpid():
             # Another thread of the parent may hold these locks, and its connections are not ours to close.
             _INHERITED.append((self._idle, self._mine, self._anchor, self._present, self._writer))
+            self._file.forget()
             self._begin()
         if self._identity is not None:
             if self._stat() == self._identity:
@@ -299,8 +301,7 @@ class IndexDatabase:
             return 0
 
     def _compute(self) -> str:
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "blake2b").hexdigest()
+        return self._file.digest()
 
     def _write_digest(self) -> None:
         temporary = self._digest.with_suffix(".tmp")
@@ -355,6 +356,7 @@ class IndexDatabase:
         if self._mine is not None:
             self._mine[1].close()
             self._mine = None
+        self._file.release()
 
     def _writing_connection(self) -> sqlite3.Connection:
         """The connection that changes are made with; `_writing` is held."""

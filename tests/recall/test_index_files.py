@@ -260,6 +260,37 @@ def test_several_processes_share_one_home(tmp_path: Path) -> None:
         assert os.path.samestat(os.fstat(file.fileno()), database.stat()), "it was made anew, though nothing happened"
 
 
+def test_one_that_comes_and_goes_leaves_the_log_of_the_others(tmp_path: Path) -> None:
+    """While a process has an index open, another one that opens and closes it does not take away its log."""
+    home = tmp_path / "home"
+    visit = "from krunch_plugins import Krunch\nwith Krunch() as krunch:\n    print(len(krunch.search('amber')))"
+    with Krunch(Settings(home=home, recall=OPTIONS)) as krunch, Krunch(Settings(home=home, recall=OPTIONS)) as other:
+        assert krunch.store is not None
+        for number in range(4):
+            krunch.store.append(f"s{number}", [{"role": "user", "content": "amber"}])
+            assert len(other.search("amber")) == number + 1 - number // 2
+            log = next(path for path in index_files(home) if path.name == "words.db-wal")
+            before = log.stat()
+            assert run(visit, home=home).stdout.strip() == str(number + 1 - number // 2)
+            assert os.path.samestat(log.stat(), before)
+            if number % 2:
+                krunch.forget(f"s{number}")  # this overwrites what is free, and notes the file's digest
+        other.close()
+        assert run(visit, home=home).stdout.strip() == "2"
+        assert log.exists()
+    assert run(visit, home=home).stdout.strip() == "2"
+
+
+def test_a_program_that_never_closes_leaves_an_index_that_is_good(tmp_path: Path) -> None:
+    """A program that ends without closing anything leaves an index that the next one takes as it is."""
+    home = tmp_path / "home"
+    assert run(WRITER, "0", home=home).stdout.strip() == "done"
+    database = next(path for path in index_files(home) if path.suffix == ".db")
+    with database.open("rb") as file, Krunch(Settings(home=home, recall=OPTIONS)) as krunch:
+        assert len(krunch.search("amber", k=1000)) == 40
+        assert os.path.samestat(os.fstat(file.fileno()), database.stat())
+
+
 def test_a_killed_process_leaves_an_index_that_is_still_good(home: Path) -> None:
     """After SIGKILL amid appends the next one goes on with the same file, and finds what was appended."""
     program = WRITER.replace("range(40)", "range(100000)")
