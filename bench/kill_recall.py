@@ -4,7 +4,8 @@
 
 Each round forks processes that append, search, forget and flush on one home, kills them all at a random moment, then
 breaks a file or two of the indexes (or none), opens the home anew and compares answers with those of indexes that are
-built from the store alone. The store itself is not damaged; bench/kill_storage.py does that.
+built from the store alone. Every other round has limits so low that a few vectors are a graph, and files are written
+often. The store itself is not damaged; bench/kill_storage.py does that.
 """
 
 from __future__ import annotations
@@ -23,11 +24,18 @@ from pathlib import Path
 
 from krunch_plugins import ConversationStore, Krunch, Settings
 from krunch_plugins.errors import KrunchError
+from krunch_plugins.recall import embedding_index
+from krunch_plugins.recall.vector_search import Vectors
+from krunch_plugins.recall.vectors import EXACT_UP_TO
 
 WORDS = ("teal", "amber", "harbour", "violin", "ledger", "comet", "garden", "ferry", "saffron", "glacier", "pocket")
 TENANTS = (None, "acme")
 MOST_TURNS = 400
 """Sessions are forgotten beyond this, so that a rebuild stays short."""
+
+
+GRAPH_FROM, SAVE_FROM = 50, 16
+"""Vectors from which on there is a graph, and changes after which files are written, in every other round."""
 
 
 class Elsewhere(ConversationStore):
@@ -36,6 +44,13 @@ class Elsewhere(ConversationStore):
     @property
     def directory(self) -> None:
         """No place for indexes."""
+
+
+def limit(exact_up_to: int, save_from: int) -> None:
+    """Set the limits of all indexes that are opened from now on."""
+    assert Vectors.__init__.__kwdefaults__ is not None
+    Vectors.__init__.__kwdefaults__["exact_up_to"] = exact_up_to
+    embedding_index._SAVE_FROM = save_from  # noqa: SLF001 - it is no setting
 
 
 def work(home: Path, seed: int, voices: list[str]) -> None:
@@ -164,9 +179,11 @@ def main() -> int:
     chance = random.Random(arguments.seed)
     seen: Counter[str] = Counter()
     failed = 0
+    usual = EXACT_UP_TO, embedding_index._SAVE_FROM  # noqa: SLF001
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         for number in range(1, arguments.rounds + 1):
+            limit(*(usual if number % 2 else (GRAPH_FROM, SAVE_FROM)))
             damaged = one_round(home, chance, arguments.writers, arguments.voices)
             seen.update(damaged.split(", "))
             if wrong := compare(home, chance, arguments.voices):

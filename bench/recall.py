@@ -3,8 +3,9 @@
     python bench/recall.py quality CORPUS    share of evidence found, by set and category, with and without each part
     python bench/recall.py speed             100,000 turns in 1,000 sessions: indexing, appending, searching
 
-CORPUS is a folder with pairs of files NAME.jsonl and NAME_qa.jsonl, as the corpus has them; bench/data has questions
-about the conversations of `chat.jsonl`. What else there is, see recall_sets.py.
+CORPUS is a folder with pairs of files NAME.jsonl and NAME_qa.jsonl, as the corpus has them, or with LoCoMo's
+`locomo10.json`; bench/data has questions about the conversations of `chat.jsonl`. What else there is, see
+recall_sets.py.
 """
 
 from __future__ import annotations
@@ -42,11 +43,12 @@ ARMS: dict[str, dict[str, Any]] = {
 DEPTHS = (5, 10, 20)
 
 
-def quality(corpus: Path, arms: Sequence[str], only: str) -> None:
-    """Print a table for each set, and the categories of the default."""
+def quality(corpus: Path, arms: Sequence[str], only: str, half: int | None = None) -> None:
+    """Print a table for each set, and the categories of the last arm."""
     extra = Path(__file__).parent / "data"
     sets = [*recall_sets.read(corpus), *recall_sets.read_beside(extra, corpus)]
-    for found in [found for found in sets if only in found.name]:
+    sets = [found for found in sets if only in found.name]
+    for found in sets if half is None else [found.half(half) for found in sets]:
         print(f"\n{found.name}: {len(found.questions)} questions, {len(found.conversations)} conversations")
         print(f"{'':28}" + "".join(f"{f'@{depth}':>8}" for depth in DEPTHS) + f"{'MRR':>8}")
         with tempfile.TemporaryDirectory() as home:
@@ -60,11 +62,12 @@ def quality(corpus: Path, arms: Sequence[str], only: str) -> None:
 
 
 def _store(found: QuestionSet, home: str) -> None:
-    """Each message's time is its number, so that a question can leave out what came later."""
+    """Each message's time is its number, if it has no other, so that a question can leave out what came later."""
     with Krunch(Settings(home=home, recall={"voices": []})) as krunch:
         assert krunch.store is not None
         for session, messages in found.conversations.items():
-            krunch.store.append(session, [Turn(0, message, float(number)) for number, message in enumerate(messages)])
+            times = found.times.get(session) or map(float, range(len(messages)))
+            krunch.store.append(session, [Turn(0, *one) for one in zip(messages, times, strict=True)])
 
 
 def _ask(krunch: Krunch, question: Question) -> list[int]:
@@ -165,13 +168,14 @@ def main() -> None:
     one.add_argument("corpus", type=Path)
     one.add_argument("--arm", action="append", choices=list(ARMS), help="only this one; may be repeated")
     one.add_argument("--set", default="", help="only sets with this in their name")
+    one.add_argument("--half", type=int, choices=(0, 1), help="only every other conversation, to tune on or to report")
     other = commands.add_parser("speed")
     other.add_argument("--turns", type=int, default=100_000)
     other.add_argument("--sessions", type=int, default=1000)
     other.add_argument("--words", type=Path, help="a text whose words the turns are made of")
     arguments = parser.parse_args()
     if arguments.command == "quality":
-        quality(arguments.corpus, arguments.arm or list(ARMS), arguments.set)
+        quality(arguments.corpus, arguments.arm or list(ARMS), arguments.set, arguments.half)
     else:
         speed(arguments.turns, arguments.sessions, arguments.words)
 

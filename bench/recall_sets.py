@@ -1,6 +1,9 @@
 """Questions about conversations, and the turns that hold their answers: read from files, or derived from what happened.
 
-A file `NAME_qa.jsonl` belongs to the conversations in `NAME.jsonl`, both as the corpus has them. The derived set needs
+A file `NAME_qa.jsonl` belongs to the conversations in `NAME.jsonl`, both as the corpus has them. `locomo*.json` is
+LoCoMo as its authors publish it (Maharana et al. 2024; `locomo10.json` has ten conversations of two people over months,
+and 1,986 questions). Each of its conversations is one session here, a turn "Speaker: text", with the caption of
+the picture that came with it, stored at the time of its sitting. The derived set needs
 no questions: in an agent's conversation, a tool call needs values (ids, paths) that were said long before. The question
 is what was said right before the call, without these values; the evidence are the turns that first held them. That is
 what an agent would have to recall if its window were short. It is another task than answering a person's question, and
@@ -11,7 +14,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from krunch_plugins.recall.texts import text_of
@@ -23,6 +27,11 @@ if TYPE_CHECKING:
 DISTANCE = 8
 """Messages that lie between a derived question and its evidence, at least."""
 PER_CONVERSATION = 12
+LOCOMO_CATEGORIES = {1: "several turns", 2: "time", 3: "open domain", 4: "one turn", 5: "adversarial"}
+"""What the numbers of LoCoMo's categories mean. The last ask of one speaker what the other one said."""
+_PAUSE = 20.0
+"""Seconds from one turn of a sitting to the next; LoCoMo tells only when a sitting began."""
+_DIALOGUE_ID = re.compile(r"D:?(\d+):(\d+)")
 _VALUE = re.compile(r"[\w./@:-]{5,80}")
 
 
@@ -47,16 +56,32 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class QuestionSet:
-    """Conversations by their id, and questions about them."""
+    """Conversations by their id, and questions about them.
+
+    Attributes:
+        name: what it is called.
+        conversations: the messages of each.
+        questions: the questions.
+        times: when each message was said, seconds since the epoch, by conversation; where there is none, its number.
+    """
 
     name: str
     conversations: dict[str, list[dict[str, Any]]]
     questions: list[Question]
+    times: dict[str, list[float]] = field(default_factory=dict)
+
+    def half(self, which: int) -> QuestionSet:
+        """Every other conversation, from the first (0) or the second (1) on, so that one half can be tuned on."""
+        kept = sorted(self.conversations)[which::2]
+        conversations = {name: self.conversations[name] for name in kept}
+        questions = [question for question in self.questions if question.session in conversations]
+        return QuestionSet(f"{self.name}, half {which}", conversations, questions, self.times)
 
 
 def read(folder: Path) -> list[QuestionSet]:
     """All sets of a folder: labelled ones first, then the one that is derived."""
     labelled = [labelled_set(path, folder) for path in sorted(folder.glob("*_qa.jsonl"))]
+    labelled += [locomo_set(path) for path in sorted(folder.glob("locomo*.json"))]
     derived = [folder / "coding_agent.jsonl"]
     return labelled + [derived_set(path) for path in derived if path.exists()]
 
@@ -82,6 +107,51 @@ def labelled_set(path: Path, folder: Path) -> QuestionSet:
         if row["evidence_indices"]
     ]
     return QuestionSet(path.stem, conversations, questions)
+
+
+def locomo_set(path: Path) -> QuestionSet:
+    """A set in LoCoMo's own layout: a list of samples, each with `conversation` and `qa`."""
+    conversations: dict[str, list[dict[str, Any]]] = {}
+    times: dict[str, list[float]] = {}
+    questions = []
+    for sample in json.loads(path.read_text(encoding="utf-8")):
+        name = sample["sample_id"]
+        numbers: dict[tuple[int, int], int] = {}
+        messages: list[dict[str, Any]] = []
+        said = times[name] = []
+        for began, turns in _sittings(sample["conversation"]):
+            for at, turn in enumerate(turns):
+                numbers[_dialogue_ids(turn["dia_id"])[0]] = len(messages)
+                messages.append(_locomo_message(turn, sample["conversation"]))
+                said.append(began + at * _PAUSE)
+        conversations[name] = messages
+        for asked in sample["qa"]:
+            given = asked.get("evidence") or []
+            ids = _dialogue_ids(" ".join(given) if isinstance(given, list) else given)
+            evidence = frozenset(numbers[one] for one in ids if one in numbers)
+            if evidence:
+                category = LOCOMO_CATEGORIES.get(asked["category"], str(asked["category"]))
+                questions.append(Question(name, asked["question"], evidence, category))
+    return QuestionSet(path.stem, conversations, questions, times)
+
+
+def _sittings(conversation: dict[str, Any]) -> Iterator[tuple[float, list[dict[str, Any]]]]:
+    """LoCoMo's sessions in order: when each began, and its turns."""
+    numbers = sorted(int(key.removeprefix("session_")) for key in conversation if re.fullmatch(r"session_\d+", key))
+    for number in numbers:
+        began = datetime.strptime(conversation[f"session_{number}_date_time"], "%I:%M %p on %d %B, %Y")  # noqa: DTZ007
+        yield began.replace(tzinfo=UTC).timestamp(), conversation[f"session_{number}"]
+
+
+def _locomo_message(turn: dict[str, Any], conversation: dict[str, Any]) -> dict[str, Any]:
+    role = "user" if turn["speaker"] == conversation["speaker_a"] else "assistant"
+    caption = f" [picture: {turn['blip_caption']}]" if turn.get("blip_caption") else ""
+    return {"role": role, "content": f"{turn['speaker']}: {turn.get('text', '')}{caption}"}
+
+
+def _dialogue_ids(text: str) -> list[tuple[int, int]]:
+    """The ids in a text, as (sitting, turn); a few in LoCoMo are joined or misspelt."""
+    return [(int(sitting), int(turn)) for sitting, turn in _DIALOGUE_ID.findall(text)]
 
 
 def derived_set(path: Path) -> QuestionSet:

@@ -1,7 +1,7 @@
 """What the search by vectors costs and finds. Figures in docs/embeddings.md.
 
     python bench/vectors.py speed [FOLDER] [--sizes 1000,10000,30000,100000] [--dimension 384]
-    python bench/vectors.py memory [--count 50000] [--dimension 384]
+    python bench/vectors.py memory [--count 100000] [--dimension 384]
     python bench/vectors.py embedder FOLDER
 
 `speed`: exact search against the graph: CPU time, recall@10 of the graph, bytes, on made-up vectors, or on the lines of
@@ -13,8 +13,11 @@ conversation itself, and in float16; FOLDER has long_memory.jsonl and long_memor
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import resource
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +28,7 @@ from krunch_plugins.recall import embedders
 from krunch_plugins.recall.embedders import HashingEmbedder, words
 from krunch_plugins.recall.embedding_pages import rounded
 from krunch_plugins.recall.hnsw import HnswIndex
+from krunch_plugins.recall.sketches import SAMPLE, Projection
 from krunch_plugins.recall.texts import text_of
 from krunch_plugins.recall.vectors import AdaptiveIndex, ExactIndex, unit
 
@@ -95,7 +99,10 @@ def speed(sizes: Sequence[int], dimension: int, lines: list[str]) -> None:
     for wanted in sizes:
         size = min(wanted, len(lines) or wanted)
         vectors, queries = samples(size, dimension, lines)
-        exact, graph = ExactIndex(dimension), HnswIndex(dimension)
+        exact, graph = (
+            ExactIndex(dimension),
+            HnswIndex(dimension, projection=Projection.learned(dimension, vectors[:SAMPLE])),
+        )
         exact.add(np.arange(size), vectors)
         start = time.process_time()
         graph.add(np.arange(size), vectors)
@@ -114,18 +121,29 @@ def speed(sizes: Sequence[int], dimension: int, lines: list[str]) -> None:
 
 
 def memory(count: int, dimension: int) -> None:
-    """Bytes a vector, as the process grows."""
-    index = AdaptiveIndex(dimension, exact_up_to=0)
-    index.add([0], texts_like(1, dimension))
-    texts_like(1024, dimension)
-    before = resident()
+    """Bytes a vector, as the process grows: while it is filled as a program fills it, and loaded from its files."""
+    made = texts_like(1024, dimension)
+    index = HnswIndex(dimension, projection=Projection.learned(dimension, made))
+    empty = resident()
     for start in range(0, count, 1024):
-        index.add(np.arange(start, start + 1024), texts_like(1024, dimension, seed=start))
-    print(f"{len(index):,} vectors of {dimension}: {(resident() - before) / len(index):,.0f} B each")
+        made += np.random.default_rng(start).standard_normal(made.shape, dtype=np.float32) / dimension**0.5
+        index.add(np.arange(start, start + 1024), made)
+    print(f"{len(index):,} vectors of {dimension}: {(resident() - empty) / len(index):,.0f} B each as it grew,")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "graph.hnsw")
+        noted = index.save(path)
+        del index
+        empty = resident()
+        loaded = HnswIndex.load(path, noted, dimension)
+        assert loaded is not None
+        grown = (resident() - empty) / len(loaded)
+        print(f"{grown:,.0f} B each from its files, of {loaded.bytes / len(loaded):,.0f} B")
 
 
 def resident() -> int:
-    """Bytes of memory that the process has (Linux)."""
+    """Bytes of memory that the process has, without what it could give back (Linux, glibc)."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * resource.getpagesize()
 
@@ -176,7 +194,7 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--sizes", default="1000,10000,30000,100000")
     parser.add_argument("--dimension", type=int, default=384)
-    parser.add_argument("--count", type=int, default=50_000)
+    parser.add_argument("--count", type=int, default=100_000)
     given = parser.parse_args()
     if given.what == "speed":
         lines = lines_of(given.folder) if given.folder else []

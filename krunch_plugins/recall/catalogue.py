@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from krunch_plugins.recall.rows import Rows
 from krunch_plugins.recall.vectors import room
 
 if TYPE_CHECKING:
@@ -48,14 +49,14 @@ class Catalogue:
         self._names: list[tuple[str, str]] = []  # (key, session's id) by the session's position
         self._positions: dict[str, int] = {}
         self._keys: dict[str, list[str]] = {}  # by session's id; more than one where it was forgotten and begun again
-        self._turns: dict[str, dict[int, int]] = {}  # by key: id by number
+        self._turns: dict[str, Rows] = {}  # by key
 
     def __len__(self) -> int:
         return sum(map(len, self._turns.values()))
 
     def add(self, key: str, session: str, turn: Turn, digest: int) -> int:
         """Enter a turn; its id. One that is there already keeps its id."""
-        turns = self._turns.setdefault(key, {})
+        turns = self._turns.setdefault(key, Rows())
         if turn.number in turns:
             return turns[turn.number]
         if key not in self._positions:
@@ -78,7 +79,7 @@ class Catalogue:
         return new
 
     def numbers(self, key: str) -> Mapping[int, int]:
-        """Ids of a session's turns by their number."""
+        """Ids of a session's turns by their number, in the order of the numbers."""
         return self._turns.get(key, {})
 
     def keys(self, session: str) -> list[str]:
@@ -87,13 +88,11 @@ class Catalogue:
 
     def drop(self, key: str, before: int | None = None) -> list[int]:
         """Take out a session's turns, all or those with lower numbers; their ids."""
-        turns = self._turns.get(key, {})
-        gone = {number: row for number, row in turns.items() if before is None or number < before}
-        for number, row in gone.items():
+        gone = self._turns[key].drop(before) if key in self._turns else []
+        for row in gone:
             self._session[row] = _GONE
             self._number[row] = self._time[row] = self._role[row] = self._digest[row] = 0
             self._metadata.pop(row, None)
-            del turns[number]
         if before is None and key in self._positions:
             self._turns.pop(key, None)
             position = self._positions.pop(key)
@@ -102,7 +101,7 @@ class Catalogue:
             if not self._keys[session]:
                 del self._keys[session]
             self._names[position] = ("", "")
-        return list(gone.values())
+        return gone
 
     def place(self, row: int) -> Place | None:
         """Which turn an id is; None if it is gone."""
@@ -123,7 +122,7 @@ class Catalogue:
         if query.session is None:
             rows = np.flatnonzero(self._session[: self._count] != _GONE)
         else:
-            found = [row for key in self.keys(query.session) for row in tuple(self._turns[key].values())]
+            found = [row for key in self.keys(query.session) for row in self._turns[key].ids()]
             rows = np.array(found, dtype=np.int64)
         if query.after is not None:
             rows = rows[self._time[rows] >= query.after]
@@ -178,7 +177,7 @@ class Catalogue:
         found._count = len(found._session)
         found._metadata, found._roles, found._names = state["metadata"], state["roles"], state["sessions"]
         found._positions = {key: at for at, (key, _) in enumerate(found._names) if key}
-        found._turns = {key: {} for key in found._positions}
+        found._turns = {key: Rows() for key in found._positions}
         for key, at in found._positions.items():
             found._keys.setdefault(found._names[at][1], []).append(key)
         for row, (position, number) in enumerate(zip(found._session.tolist(), found._number.tolist(), strict=True)):

@@ -12,28 +12,16 @@ from krunch_plugins import tokens
 from krunch_plugins.recall.cut import Units
 from krunch_plugins.recall.excerpts import excerpt
 from krunch_plugins.recall.messages import Lengths, is_instruction, is_result, is_users
-from krunch_plugins.recall.selection import (
-    LOOKED_FOR,
-    RECALLED,
-    ROLES,
-    Candidate,
-    Chosen,
-    Place,
-    choose,
-    is_in_window,
-    query_of,
-    relevant,
-)
+from krunch_plugins.recall.selection import RECALLED, ROLES, Candidate, Chosen, choose, needed, search_for
 from krunch_plugins.recall.texts import text_of
 from krunch_plugins.recall.weights import SAMPLE, Weights, words
 from krunch_plugins.settings import ContextMode
-from krunch_plugins.turns import SearchQuery
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from krunch_plugins.tokens import Tokenizer
-    from krunch_plugins.turns import Message, SearchHit, Turn
+    from krunch_plugins.turns import Message, SearchHit, SearchQuery, Turn
 
 RECENT_SHARE = 5
 """One of so many parts of a smart context's budget is for the newest turns, whatever else matters."""
@@ -267,7 +255,7 @@ class _Making:
         text = query if query is not None else text_of(asked.message) if asked else ""
         if whole.whole or not text or self.room <= 0:
             return self.messages(whole)
-        hits = self._hits(query_of(text), LOOKED_FOR)
+        hits = self._all.find(search_for(text, self._session, self._tenant))
         window = {turn.number for turn in whole.turns}
         said = whole.turns
         if asked is not None and text_of(asked.message) == text:  # it finds itself, and covers all that it says
@@ -277,11 +265,12 @@ class _Making:
         if not old or not words(text):
             return self.messages(whole)
         weights = Weights(text, map(_text, self._all.newest(self._session, SAMPLE, self._tenant)))
-        found = [_candidate(hit.turn, self._session) for hit in old[:RECALLED]]
+        found = [Candidate.of(hit.turn, self._session) for hit in old[:RECALLED]]
         best = hits[0].turn.number in window
-        matters = {one.place.number for one in relevant(weights, found, hits)}
-        if is_in_window(weights, map(_text, said), found, best=best) or not matters:
+        relevant = needed(weights, map(_text, said), found, hits, best=best)
+        if not relevant:
             return self.messages(whole)
+        matters = {one.place.number for one in relevant}
         hits = [hit for hit in hits if hit.turn.number in window or hit.turn.number in matters]
         return self._with_old_turns(whole, hits, weights)
 
@@ -302,9 +291,9 @@ class _Making:
 
     def _choose(self, whole: _End, end: _End, hits: Sequence[SearchHit], weights: Weights) -> Chosen | None:
         kept = {turn.number for turn in end.turns}
-        candidates = [_candidate(hit.turn, self._session) for hit in hits if hit.turn.number not in kept][:RECALLED]
+        candidates = [Candidate.of(hit.turn, self._session) for hit in hits if hit.turn.number not in kept][:RECALLED]
         if not end.turns and whole.turns:  # the newest message is too large to stand there whole: the best parts of it
-            newest = _candidate(whole.turns[-1], self._session)
+            newest = Candidate.of(whole.turns[-1], self._session)
             part = excerpt(newest.text, weights, self.room // RECENT_SHARE, self._tokenizer)
             candidates = [replace(newest, text=part), *(one for one in candidates if one.place != newest.place)]
 
@@ -313,24 +302,16 @@ class _Making:
 
         return choose(candidates, beside, weights, self.room - end.tokens, self._tokenizer)
 
-    def _hits(self, text: str, count: int) -> Sequence[SearchHit]:
-        return self._all.find(SearchQuery(text, self._session, self._tenant, count, roles=ROLES))
-
     def _beside(self, one: Candidate, kept: set[int]) -> Iterable[Candidate]:
         """What was said right before and right after, as far as it is not there anyway."""
         number = one.place.number
         for turn in self._all.read(self._session, max(number - 1, 0), number + 2, self._tenant):
             if turn.number != number and turn.number not in kept and turn.message.get("role") in ROLES:
-                yield _candidate(turn, self._session)
+                yield Candidate.of(turn, self._session)
 
 
 def _text(turn: Turn) -> str:
     return text_of(turn.message)
-
-
-def _candidate(turn: Turn, session: str) -> Candidate:
-    role = str(turn.message.get("role", ""))
-    return Candidate(Place(session, turn.number), role, turn.timestamp, text_of(turn.message))
 
 
 def _last_editions(turns: Iterable[Turn]) -> list[Turn]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import hashlib
 import logging
 import os
 import sqlite3
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from krunch_plugins.errors import StoreBusy, StoreClosed, StoreError, StoreFull, StoreUnavailable
 from krunch_plugins.recall.files import FileLock
+from krunch_plugins.recall.held_files import HeldFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -73,6 +73,7 @@ class IndexDatabase:
     ) -> None:
         self.path, self._prepare, self._version, self._connected = path, prepare, version, connected
         self._digest = path.with_suffix(".digest")
+        self._file = HeldFile(path)
         self._begin()
         _OPEN.add(self)
 
@@ -127,6 +128,11 @@ class IndexDatabase:
         """Be the only one who writes, of all threads and processes; yields False if another process does. Reentrant."""
         with self._lock:
             self._use()
+        with self._holding(timeout) as mine:
+            yield mine
+
+    @contextlib.contextmanager
+    def _holding(self, timeout: float) -> Iterator[bool]:
         with self._writing:
             if self._writer.held:
                 yield True
@@ -172,23 +178,25 @@ class IndexDatabase:
             False if another process was reading or writing just then, so that the log is not empty yet.
         """
         with self.alone(WAIT if scrub else 0.0) as mine:
-            if not mine:
-                return False
-            with self._translated():
-                connection = self._connect(_SETTLE_WAIT)
-                try:
-                    if scrub:
-                        connection.execute("VACUUM")
-                    busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-                finally:
-                    connection.close()
-            if busy:
-                # The file has part of the log. Were the log cut off now by damage, its older pages would hide newer
-                # ones of the file; without a digest whoever finds it so makes it anew.
-                self._digest.unlink(missing_ok=True)
-                return False
-            self._write_digest()
-            return True
+            return mine and self._move_log(scrub=scrub)
+
+    def _move_log(self, *, scrub: bool = False) -> bool:
+        """`settle`, by whoever is the only one who writes."""
+        with self._translated():
+            connection = self._connect(_SETTLE_WAIT)
+            try:
+                if scrub:
+                    connection.execute("VACUUM")
+                busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            finally:
+                connection.close()
+        if busy:
+            # The file has part of the log. Were the log cut off now by damage, its older pages would hide newer ones of
+            # the file; without a digest whoever finds it so makes it anew.
+            self._digest.unlink(missing_ok=True)
+            return False
+        self._write_digest()
+        return True
 
     def condemn(self) -> None:
         """Put an empty database in the place of this one, at its next use."""
@@ -208,8 +216,11 @@ class IndexDatabase:
                 return
             self._drop_idle()
             if self._stat() == self._identity:
-                with contextlib.suppress(sqlite3.Error, OSError, StoreError, DatabaseReplaced):
-                    self.settle()
+                with (
+                    contextlib.suppress(sqlite3.Error, OSError, StoreError, DatabaseReplaced),
+                    self._holding(0.0) as mine,  # not `alone`, which is closed to a database that is retired
+                ):
+                    _ = mine and self._move_log()
             self._drop_connections()
             self._identity = None
             self._present.release()
@@ -231,6 +242,7 @@ class IndexDatabase:
         if self._pid != os.getpid():
             # Another thread of the parent may hold these locks, and its connections are not ours to close.
             _INHERITED.append((self._idle, self._mine, self._anchor, self._present, self._writer))
+            self._file.forget()
             self._begin()
         if self._identity is not None:
             if self._stat() == self._identity:
@@ -289,8 +301,7 @@ class IndexDatabase:
             return 0
 
     def _compute(self) -> str:
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "blake2b").hexdigest()
+        return self._file.digest()
 
     def _write_digest(self) -> None:
         temporary = self._digest.with_suffix(".tmp")
@@ -345,6 +356,7 @@ class IndexDatabase:
         if self._mine is not None:
             self._mine[1].close()
             self._mine = None
+        self._file.release()
 
     def _writing_connection(self) -> sqlite3.Connection:
         """The connection that changes are made with; `_writing` is held."""

@@ -57,8 +57,8 @@ class HashingEmbedder:
     (docs/embeddings.md), the fixed table is no worse than one of the very conversations that are searched.
 
     Args:
-        dimension: length of the vectors. 448 float32 are 1,792 bytes a turn in memory; with the links of an index of
-            many turns that stays below 2 KB.
+        dimension: length of the vectors. 448 float32 are 1,792 bytes a turn in memory; an index of many turns keeps
+            them in less, and stays below 2 KB with its links and tables.
     """
 
     def __init__(self, dimension: int = 448) -> None:

@@ -256,7 +256,7 @@ class EmbeddingIndex:
     def _trim(self, tenant: str | None, space: Space, event: TurnEvent, session: str) -> None:
         """Drop turns that retention removed; their embeddings, too, which the store keeps apart from them."""
         with space.lock:
-            first = min(space.catalogue.numbers(event.key), default=0)
+            first = next(iter(space.catalogue.numbers(event.key)), 0)
         self._pages.trim(tenant, session, event.key, event.start, first if first < event.start else 0)
         space.drop(event.key, event.start)
         self._forget_files(tenant)
@@ -324,7 +324,7 @@ class EmbeddingIndex:
             sessions.setdefault((one.session, one.key), {})[one.number] = one.digest, made[one.digest]
         for (session, key), embeddings in sessions.items():
             with space.lock:
-                first = min(space.catalogue.numbers(key), default=0)
+                first = next(iter(space.catalogue.numbers(key)), 0)
             try:
                 self._pages.write(tenant, session, key, embeddings, first)
             except StoreClosed:

@@ -5,21 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from krunch_plugins.recall.messages import identity
-from krunch_plugins.recall.selection import (
-    LOOKED_FOR,
-    RECALLED,
-    ROLES,
-    Candidate,
-    Chosen,
-    Place,
-    choose,
-    is_in_window,
-    query_of,
-    relevant,
-)
+from krunch_plugins.recall.selection import RECALLED, ROLES, Candidate, Chosen, Place, choose, needed, search_for
 from krunch_plugins.recall.texts import text_of
 from krunch_plugins.recall.weights import SAMPLE, Weights, words
-from krunch_plugins.turns import SearchQuery
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -27,7 +15,7 @@ if TYPE_CHECKING:
     from krunch_plugins.exchange import Exchange
     from krunch_plugins.recall.cut import Cut
     from krunch_plugins.tokens import Tokenizer
-    from krunch_plugins.turns import Message, SearchHit, Turn
+    from krunch_plugins.turns import Message, SearchHit, SearchQuery, Turn
 
 _COMPARED = 60
 """Newest messages of the window that a query is compared with."""
@@ -90,7 +78,7 @@ class Recalling:
         if request.budget <= 0:
             return "no_room", None
         known = _Known(request, safe=not self._has_plugins())
-        hits = [hit for hit in self._hits(query_of(text), request) if not known.is_last(hit.turn)]
+        hits = [hit for hit in self._hits(text, request) if not known.is_last(hit.turn)]
         candidates = [known.candidate(hit.turn, hit.session) for hit in hits]
         old = [one for one in candidates if one is not None][:RECALLED]
         if not old:
@@ -98,25 +86,21 @@ class Recalling:
         kept = [message for at, message in enumerate(messages[:-1]) if not request.cut.leaves(at, message)]
         said = map(text_of, kept[-_COMPARED:])
         weights = Weights(text, map(text_of, messages[:: len(messages) // SAMPLE + 1]))
-        if is_in_window(weights, said, old, best=known.holds(hits[0].turn, hits[0].session)):
-            return "in_window", None
-        old = relevant(weights, old, hits)
-        if not old:
-            return "nothing_found", None
-        chosen = choose(old, lambda one: self._beside(one, request, known), weights, request.budget, request.tokenizer)
+        matters = needed(weights, said, old, hits, best=known.holds(hits[0].turn, hits[0].session))
+        if not matters:
+            return ("in_window" if matters is None else "nothing_found"), None
+        chosen = choose(
+            matters, lambda one: self._beside(one, request, known), weights, request.budget, request.tokenizer
+        )
         return ("no_room", None) if chosen is None else ("recalled", chosen)
 
     def _hits(self, text: str, request: Request) -> list[SearchHit]:
         """What is found in this session and, if that is wanted, in the tenant's others: by turns, by their ranks."""
         tenant = request.exchange.tenant
-        here = self._search(SearchQuery(text, request.session, tenant, LOOKED_FOR, roles=ROLES))
+        here = self._search(search_for(text, request.session, tenant))
         if not self._everywhere:
             return list(here)
-        there = [
-            hit
-            for hit in self._search(SearchQuery(text, None, tenant, LOOKED_FOR, roles=ROLES))
-            if hit.session != request.session
-        ]
+        there = [hit for hit in self._search(search_for(text, None, tenant)) if hit.session != request.session]
         ranked = [(rank, where, hit) for where, found in enumerate((here, there)) for rank, hit in enumerate(found)]
         return [hit for _, _, hit in sorted(ranked, key=lambda one: one[:2])]
 
@@ -165,5 +149,4 @@ class _Known:
             if not self._safe:
                 return None
             message = turn.message
-        role = str(turn.message.get("role", ""))
-        return Candidate(Place(session, turn.number), role, turn.timestamp, text_of(message), elsewhere=not here)
+        return Candidate.of(turn, session, message, elsewhere=not here)

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from krunch_plugins.recall.excerpts import excerpt
 from krunch_plugins.recall.messages import MESSAGE_TOKENS, count
 from krunch_plugins.recall.quoting import Quote, disarm, quote
+from krunch_plugins.recall.texts import text_of
+from krunch_plugins.turns import SearchQuery
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from krunch_plugins.recall.weights import Weights
     from krunch_plugins.tokens import Tokenizer
-    from krunch_plugins.turns import Message, SearchHit
+    from krunch_plugins.turns import Message, SearchHit, Turn
 
-LOOKED_FOR = 20
+_LOOKED_FOR = 20
 """Hits that a search for context is asked for: some of them may be in the window already."""
 
 RECALLED = 10
 """Hits of these that are recalled at most."""
 
-QUERY_CHARACTERS = 2_000
+_QUERY_CHARACTERS = 2_000
 """Characters of a query that are looked for: the first and the last ones of a longer one."""
 
 ROLES = frozenset({"user", "assistant", "tool", "function"})
@@ -75,6 +77,12 @@ class Candidate:
     text: str
     elsewhere: bool = False
 
+    @classmethod
+    def of(cls, turn: Turn, session: str, message: Message | None = None, *, elsewhere: bool = False) -> Self:
+        """A turn of a session, with the text of another message if there is one."""
+        role, text = str(turn.message.get("role", "")), text_of(turn.message if message is None else message)
+        return cls(Place(session, turn.number), role, turn.timestamp, text, elsewhere)
+
 
 class Chosen(NamedTuple):
     """What is recalled.
@@ -92,37 +100,42 @@ class Chosen(NamedTuple):
     hits: int
 
 
-def query_of(text: str) -> str:
-    """What to look for, from what was said."""
-    half = QUERY_CHARACTERS // 2
-    return text if len(text) <= QUERY_CHARACTERS else f"{text[:half]}\n{text[-half:]}"
+def search_for(text: str, session: str | None, tenant: str | None) -> SearchQuery:
+    """What to look for where something was said; without a session in all of the tenant's."""
+    half = _QUERY_CHARACTERS // 2
+    short = text if len(text) <= _QUERY_CHARACTERS else f"{text[:half]}\n{text[-half:]}"
+    return SearchQuery(short, session, tenant, _LOOKED_FOR, roles=ROLES)
 
 
-def is_in_window(weights: Weights, window: Iterable[str], old: Iterable[Candidate], *, best: bool) -> bool:
-    """Whether the query refers to what is in the window, so that nothing has to be recalled for it.
+def needed(
+    weights: Weights, window: Iterable[str], old: Sequence[Candidate], hits: Sequence[SearchHit], *, best: bool
+) -> list[Candidate] | None:
+    """Those of the old turns that have to do with the query, in their order.
 
     Args:
         weights: the query.
         window: the text of each message in the window.
-        old: what was found outside of it.
+        old: what was found outside of it, the best first.
+        hits: all that was found, in the window too.
         best: the best hit of all is in the window.
+
+    Returns:
+        None if the query refers to what is in the window, so that nothing has to be recalled for it.
     """
+    return None if _is_in_window(weights, window, old, best=best) else _relevant(weights, old, hits)
+
+
+def _is_in_window(weights: Weights, window: Iterable[str], old: Iterable[Candidate], *, best: bool) -> bool:
     if not best:
         return False
     covered = max(map(weights.share, window), default=0.0)
     return covered >= _COVERED * max((weights.share(one.text) for one in old), default=0.0)
 
 
-def relevant(weights: Weights, old: Sequence[Candidate], hits: Iterable[SearchHit]) -> list[Candidate]:
-    """Those of the old turns that have to do with the query, in their order.
+def _relevant(weights: Weights, old: Sequence[Candidate], hits: Iterable[SearchHit]) -> list[Candidate]:
+    """A search gives as many hits as it is asked for, the last ones often for want of better.
 
-    A search gives as many hits as it is asked for, the last ones often for want of better. Meaning needs no common
-    words: so the first ones are let pass, and all if no voice found anything by its words.
-
-    Args:
-        weights: the query.
-        old: the turns, the best first.
-        hits: how they were found.
+    Meaning needs no common words: so the first ones are let pass, and all if no voice found anything by its words.
     """
     if not any("words" in hit.found_by for hit in hits):
         return list(old)

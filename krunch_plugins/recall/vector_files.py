@@ -1,9 +1,9 @@
 """Index files of vectors: caches that save the time of a rebuild from the store.
 
 A tenant's folder has one snapshot for each model (which vectors belong to which turns, and up to where the store was
-followed) and, if the vectors are many, the graph in a file beside it. The snapshot holds the graph's checksum. Written:
-graph first, under a name that nothing refers to yet, then the snapshot that names it. Anything that does not fit is
-treated as missing.
+followed) and, if the vectors are many, the graph and they themselves in two files beside it. The snapshot holds the
+checksum of these. Written: graph and vectors first, under a name that nothing refers to yet, then the snapshot that
+names it. Anything that does not fit is treated as missing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import contextlib
 import hashlib
 import logging
 import secrets
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,13 +25,14 @@ from krunch_plugins.snapshots import State, delete, load, save
 
 if TYPE_CHECKING:
     import threading
-    from pathlib import Path
 
 log = logging.getLogger("krunch")
 
-_VERSION = 1
+_VERSION = 2
 _PREFIX = "vectors-"
 _MOST_BYTES = 1 << 33
+_SUFFIXES = (".hnsw", ".half")
+"""Of a graph's file, and of the one with its vectors."""
 
 
 class Saved(NamedTuple):
@@ -108,14 +111,14 @@ class VectorFiles:
             try:
                 noted = graph.save(self._folder / name)
             except BaseException:
-                (self._folder / name).unlink(missing_ok=True)
+                self._remove_graph(name)
                 raise
-            state["graph"] = {"name": name, "size": noted.size, "digest": noted.digest, "count": noted.count}
+            state["graph"] = {"name": name, **asdict(noted)}
         try:
             save(state, self._path, max_bytes=_MOST_BYTES)
         except BaseException:
             if name:
-                (self._folder / name).unlink(missing_ok=True)
+                self._remove_graph(name)
             raise
         self._remove_graphs(but=name)
 
@@ -141,12 +144,8 @@ class VectorFiles:
                 from krunch_plugins.recall.hnsw import GraphFile, HnswIndex
             except ImportError:
                 return None  # written where hnswlib was installed
-            noted = state["graph"]
-            graph = HnswIndex.load(
-                self._folder / noted["name"],
-                GraphFile(noted["size"], noted["digest"], noted["count"]),
-                self._dimension,
-            )
+            name, noted = state["graph"].pop("name"), GraphFile(**state["graph"])
+            graph = HnswIndex.load(self._folder / name, noted, self._dimension)
             if graph is None:
                 return None
             vectors.adopt(graph)
@@ -155,6 +154,13 @@ class VectorFiles:
         return Saved(state["cursor"], Catalogue.of(state["catalogue"]), vectors)
 
     def _remove_graphs(self, but: str = "") -> None:
-        for path in self._folder.glob(f"{self._stem}.*.hnsw"):
-            if path.name != but:
-                path.unlink(missing_ok=True)
+        """Remove graphs and the vectors beside them, except those of this name."""
+        kept = Path(but).stem
+        for suffix in _SUFFIXES:
+            for path in self._folder.glob(f"{self._stem}.*{suffix}"):
+                if path.stem != kept:
+                    path.unlink(missing_ok=True)
+
+    def _remove_graph(self, name: str) -> None:
+        for suffix in _SUFFIXES:
+            (self._folder / name).with_suffix(suffix).unlink(missing_ok=True)

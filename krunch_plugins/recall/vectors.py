@@ -1,7 +1,7 @@
 """Nearest vectors by cosine: exact while there are few, approximate (hnswlib) above, behind one interface.
 
-Measured (bench/vectors.py): up to about 10,000 vectors exact search is as fast and needs no build; above, a graph
-answers in a fraction of a millisecond whatever the size.
+Measured (bench/vectors.py): up to about 10,000 vectors exact search is faster and needs no build. Above, a graph
+answers in about 2 ms whatever the size, and takes a third less memory.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from krunch_plugins.errors import WrongDimension
 from krunch_plugins.recall.locks import ReadWriteLock
+from krunch_plugins.recall.sketches import SAMPLE, Projection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,8 +41,9 @@ _MARKED_AT_MOST = 0.2
 class VectorIndex(Protocol):
     """Vectors by id, found by cosine. Thread-safe: any number of searches at once, changes one at a time.
 
-    Ids are whole numbers from 0; memory is taken up to the highest. Vectors are scaled to length 1 when they come in.
-    One of zeros has no direction, so nothing is near it: it is not kept, and finds nothing.
+    Ids are whole numbers from 0; memory is taken up to the highest. Vectors are scaled to length 1 when they come in,
+    and rounded to what float16 can tell. One of zeros has no direction, so nothing is near it: it is not kept, and
+    finds nothing.
 
     Attributes:
         dimension: length of each vector.
@@ -266,7 +268,9 @@ class AdaptiveIndex:
                     SLOW_FROM, self.missing,
                 )  # fmt: skip
             return
-        graph = HnswIndex(self.dimension)
+        ids = np.sort(exact.ids())
+        sample = exact.get(ids[:: len(ids) // SAMPLE + 1])[1]
+        graph = HnswIndex(self.dimension, projection=Projection.learned(self.dimension, sample))
         for keys, vectors in pieces(exact):
             if self._stopping.is_set():
                 return
@@ -282,7 +286,7 @@ def pieces(index: ExactIndex | HnswIndex) -> Iterator[tuple[Ids, Floats]]:
 
 
 def incoming(ids: ArrayLike, vectors: ArrayLike, dimension: int) -> tuple[Ids, Floats]:
-    """Ids and vectors, checked; each id once, the last one given; vectors of length 1, or of zeros.
+    """Ids and vectors, checked; each id once, the last one given; vectors of length 1 or of zeros, in float16.
 
     Raises:
         WrongDimension: another dimension.
@@ -302,7 +306,7 @@ def incoming(ids: ArrayLike, vectors: ArrayLike, dimension: int) -> tuple[Ids, F
         bad = int((~np.isfinite(found).all(axis=1)).sum())
         raise ValueError(f"{bad} of {len(found)} vectors hold NaN or infinite values; they would be near nothing")
     last = len(keys) - 1 - np.unique(keys[::-1], return_index=True)[1]
-    return keys[last], unit(found[last])
+    return keys[last], unit(found[last]).astype(np.float16).astype(np.float32)
 
 
 def unit(vectors: Floats) -> Floats:

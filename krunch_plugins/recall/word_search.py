@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
     from krunch_plugins.turns import SearchQuery
 
 BEFORE, AFTER = 2, 1
@@ -69,10 +71,9 @@ def rank(connection: sqlite3.Connection, query: SearchQuery, window_weight: floa
     scores = turns
     if window_weight:
         windows = _Windows(connection, chosen, rows)
-        scores = {row: score + window_weight * windows.score(row) for row, score in turns.items()}
-        for row in windows.best(connection, wanted, filtering):
-            if row not in scores:
-                scores[row] = window_weight * windows.score(row)
+        found = list(dict.fromkeys([*turns, *windows.best(connection, wanted, filtering)]))
+        around = (window_weight * windows.scores(found)).tolist()
+        scores = {row: turns.get(row, 0.0) + score for row, score in zip(found, around, strict=True)}
     best = sorted(((-score * _fade(row), row) for row, score in scores.items() if score > 0))
     return [Scored(row, -score) for score, row in best[: query.k]]
 
@@ -87,6 +88,8 @@ def _rows(connection: sqlite3.Connection, query: SearchQuery) -> Rows | None:
 
 def _choose(connection: sqlite3.Connection, text: str, rows: Rows, filtering: _Filter) -> list[str]:
     """The terms to look for, as FTS5 expressions of one quoted word each: the rarest first, until there are enough.
+
+    Of a term that is too common beside others, it is enough to know that it is, so no more than that is counted.
 
     Which terms are too common is a matter of the turns that the filter leaves: a word that is rare in all turns may be
     in none of these.
@@ -114,14 +117,21 @@ def _choose(connection: sqlite3.Connection, text: str, rows: Rows, filtering: _F
 
 
 def _matching(connection: sqlite3.Connection, expression: str, rows: Rows, filtering: _Filter | None = None) -> int:
-    """How many turns match an expression, and pass the filter if there is one."""
+    """How many turns match an expression, and pass the filter if there is one.
+
+    Above `ROWS` it is an estimate, by how far one must look to find so many: sessions lie in the order of a digest.
+    """
     join, conditions, values = "", "", []
     if filtering is not None:
         join, conditions, values = " JOIN docs ON docs.id = turns.rowid", filtering.sql, filtering.values
-    sql = (  # nothing in it comes from the query's text
-        f"SELECT count(*) FROM turns{join} WHERE turns MATCH ? AND turns.rowid BETWEEN ? AND ?{conditions}"  # noqa: S608
-    )
-    return int(connection.execute(sql, (expression, *rows, *values)).fetchone()[0])
+    found = f"FROM turns{join} WHERE turns MATCH ? AND turns.rowid BETWEEN ? AND ?{conditions}"
+    given = (expression, *rows, *values, ROWS)
+    # Nothing in these comes from the query's text.
+    count = connection.execute(f"SELECT count(*) FROM (SELECT 1 {found} LIMIT ? + 1)", given).fetchone()[0]  # noqa: S608
+    if count <= ROWS:
+        return int(count)
+    last = connection.execute(f"SELECT turns.rowid {found} LIMIT 1 OFFSET ?", given).fetchone()[0]
+    return int(max(count, count * (rows[1] - rows[0] + 1) // (last - rows[0] + 1)))
 
 
 class _Filter:
@@ -183,29 +193,33 @@ class _Windows:
         self._places, inverse = np.unique(np.concatenate(places), return_inverse=True)
         self._scores = np.bincount(inverse, np.concatenate(gains), len(self._places)).astype(np.float64)
 
-    def score(self, row: int) -> float:
-        """The score of the window around a turn."""
-        place = row >> LENGTH_BITS
-        at = int(np.searchsorted(self._places, place))
-        if at == len(self._places) or self._places[at] != place:
-            return 0.0
-        return float(self._scores[at])
+    def scores(self, rows: Sequence[int]) -> NDArray[np.float64]:
+        """The scores of the windows around turns."""
+        places = np.array(rows, dtype=np.int64) >> LENGTH_BITS
+        if not len(self._places):
+            return np.zeros(len(places))
+        at = np.minimum(np.searchsorted(self._places, places), len(self._places) - 1)
+        return np.where(self._places[at] == places, self._scores[at], 0.0)
 
     def best(self, connection: sqlite3.Connection, wanted: int, filtering: _Filter) -> list[int]:
         """The turns in the middle of the best windows, as far as they are there and pass the filter."""
-        sql = f"SELECT id FROM docs WHERE id BETWEEN ? AND ?{filtering.sql}"  # noqa: S608 - nothing comes from the text
-        found: list[int] = []
         if self._total <= _FEW:
-            found = [row[0] for row in connection.execute(sql, (*self._rows, *filtering.values))]
-            return sorted(found, key=lambda row: (-self.score(row), row))[:wanted]
-        for at in np.lexsort((self._places, -self._scores)).tolist():
-            first = int(self._places[at]) << LENGTH_BITS
-            row = connection.execute(sql, (first, first + _CLASSES, *filtering.values)).fetchone()
-            if row is not None:
-                found.append(row[0])
-                if len(found) >= wanted:
-                    break
-        return found
+            sql = f"SELECT id FROM docs WHERE id BETWEEN ? AND ?{filtering.sql}"  # noqa: S608 - not from the text
+            rows = [row[0] for row in connection.execute(sql, (*self._rows, *filtering.values))]
+            order = np.lexsort((rows, -self.scores(rows)))[:wanted]
+            return [rows[at] for at in order.tolist()]
+        found: list[int] = []
+        sql = (
+            "SELECT docs.id FROM json_each(?) AS place CROSS JOIN docs"  # noqa: S608 - not from the text
+            f" ON docs.id BETWEEN place.value AND place.value + {_CLASSES}{filtering.sql} ORDER BY place.key"
+        )
+        order = np.lexsort((self._places, -self._scores))
+        for start in range(0, len(order), wanted):
+            firsts = self._places[order[start : start + wanted]] << LENGTH_BITS
+            found += [row[0] for row in connection.execute(sql, (json.dumps(firsts.tolist()), *filtering.values))]
+            if len(found) >= wanted:
+                break
+        return found[:wanted]
 
 
 def _count(connection: sqlite3.Connection, rows: Rows) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -251,11 +253,42 @@ def test_several_processes_share_one_home(tmp_path: Path) -> None:
         assert out.strip() == "done", err  # none of them closed its Krunch, either
 
     database = next(path for path in index_files(home) if path.suffix == ".db")
-    made = database.stat().st_ino
-    with Krunch(Settings(home=home, recall=OPTIONS)) as krunch:
+    with database.open("rb") as file, Krunch(Settings(home=home, recall=OPTIONS)) as krunch:
         assert len(krunch.search("amber", k=1000)) == 120
         assert answers(krunch) == rebuilt(home)
-    assert database.stat().st_ino == made, "the index was made anew, though nothing happened to it"
+        # It is open here, so that another file cannot get its number.
+        assert os.path.samestat(os.fstat(file.fileno()), database.stat()), "it was made anew, though nothing happened"
+
+
+def test_one_that_comes_and_goes_leaves_the_log_of_the_others(tmp_path: Path) -> None:
+    """While a process has an index open, another one that opens and closes it does not take away its log."""
+    home = tmp_path / "home"
+    visit = "from krunch_plugins import Krunch\nwith Krunch() as krunch:\n    print(len(krunch.search('amber')))"
+    with Krunch(Settings(home=home, recall=OPTIONS)) as krunch, Krunch(Settings(home=home, recall=OPTIONS)) as other:
+        assert krunch.store is not None
+        for number in range(4):
+            krunch.store.append(f"s{number}", [{"role": "user", "content": "amber"}])
+            assert len(other.search("amber")) == number + 1 - number // 2
+            log = next(path for path in index_files(home) if path.name == "words.db-wal")
+            before = log.stat()
+            assert run(visit, home=home).stdout.strip() == str(number + 1 - number // 2)
+            assert os.path.samestat(log.stat(), before)
+            if number % 2:
+                krunch.forget(f"s{number}")  # this overwrites what is free, and notes the file's digest
+        other.close()
+        assert run(visit, home=home).stdout.strip() == "2"
+        assert log.exists()
+    assert run(visit, home=home).stdout.strip() == "2"
+
+
+def test_a_program_that_never_closes_leaves_an_index_that_is_good(tmp_path: Path) -> None:
+    """A program that ends without closing anything leaves an index that the next one takes as it is."""
+    home = tmp_path / "home"
+    assert run(WRITER, "0", home=home).stdout.strip() == "done"
+    database = next(path for path in index_files(home) if path.suffix == ".db")
+    with database.open("rb") as file, Krunch(Settings(home=home, recall=OPTIONS)) as krunch:
+        assert len(krunch.search("amber", k=1000)) == 40
+        assert os.path.samestat(os.fstat(file.fileno()), database.stat())
 
 
 def test_a_killed_process_leaves_an_index_that_is_still_good(home: Path) -> None:
@@ -267,12 +300,13 @@ def test_a_killed_process_leaves_an_index_that_is_still_good(home: Path) -> None
             time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    database = sorted(path for path in index_files(home) if path.suffix == ".db")
-    made = [path.stat().st_ino for path in database]
-
-    with Krunch(Settings(home=home, recall=OPTIONS)) as krunch:
-        assert answers(krunch) == rebuilt(home)
-    assert [path.stat().st_ino for path in database] == made
+    databases = [path for path in index_files(home) if path.suffix == ".db"]
+    with ExitStack() as stack:
+        files = [stack.enter_context(path.open("rb")) for path in databases]  # so that others cannot get their numbers
+        with Krunch(Settings(home=home, recall=OPTIONS)) as krunch:
+            assert answers(krunch) == rebuilt(home)
+            for file, path in zip(files, databases, strict=True):
+                assert os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 def test_rounds_of_kill_damage_and_restart(tmp_path: Path) -> None:

@@ -370,19 +370,27 @@ def test_a_restart_takes_the_graph_if_it_is_whole(
     vectors.flush()
     before = vectors.search(SearchQuery("glacier", k=20))
     vectors.close()
-    graph, snapshot = sorted(index_files(home), key=lambda path: path.suffix != ".hnsw")
-    whole, noted = graph.read_bytes(), snapshot.read_bytes()
-    for data in (whole, whole[:5000] + b"x" + whole[5001:], whole[:-1], b"", None):
-        snapshot.write_bytes(noted)
+    written = {path: path.read_bytes() for path in index_files(home)}
+    assert sorted(path.suffix for path in written) == [".half", ".hnsw", ".krunch"]
+    graph, half = (next(path for path in written if path.suffix == suffix) for suffix in (".hnsw", ".half"))
+    for damaged, data in [
+        (one, data)
+        for one, whole in ((graph, written[graph]), (half, written[half]))
+        for data in (whole, whole[:5000] + b"x" + whole[5001:], whole[:-1], b"", None)
+    ]:
         for path in index_files(home):
-            if path.suffix == ".hnsw":
-                path.unlink()
+            path.unlink()
+        for path, whole in written.items():
+            path.write_bytes(whole)
+        damaged.unlink()
         if data is not None:
-            graph.write_bytes(data)
+            damaged.write_bytes(data)
         store, vectors = opened(exact_up_to=100)
         assert vectors.flush()
         assert vectors.stats()[1:5] == (600, 0, 0, "graph")
         assert vectors.search(SearchQuery("glacier", k=20)) == before
+        vectors.close()
+        assert sorted(path.suffix for path in index_files(home)) == [".half", ".hnsw", ".krunch"]  # none is left over
 
 
 def test_damaged_pages_are_embedded_again(opened: Callable[..., tuple[ConversationStore, Vectors]], home: Path) -> None:

@@ -163,7 +163,8 @@ def passes(turn: Turn, session: str, asked: dict[str, Any]) -> bool:
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Krunch]:
     """Many turns of all kinds, each with the word that is asked for."""
-    with Krunch(Settings(home=tmp_path_factory.mktemp("home"), recall={"voices": ["words"]})) as made:
+    options: dict[str, Any] = {"voices": ["words"], "cached_queries": 0}
+    with Krunch(Settings(home=tmp_path_factory.mktemp("home"), recall=options)) as made:
         assert made.store is not None
         for number in range(600):
             role = ("user", "assistant", "tool", "strange\nrole")[number % 4]
@@ -188,7 +189,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Krunch]:
     k=st.sampled_from([3, 1000]),
 )
 def test_a_filtered_search_is_exact_on_what_the_filter_leaves(mixed: Krunch, asked: dict[str, Any], k: int) -> None:
-    """All that passes the filters is found and nothing else, however few that are of all that match."""
+    """All that passes the filters is found and nothing else, however few that are, and however many turns there are."""
     assert mixed.store is not None
     everything = [(session, turn) for session in mixed.store.sessions() for turn in mixed.store.turns(session)]
     right = {(session, turn.number) for session, turn in everything if passes(turn, session, asked)}
@@ -196,6 +197,9 @@ def test_a_filtered_search_is_exact_on_what_the_filter_leaves(mixed: Krunch, ask
     hits = mixed.search("harbour", k=k, **asked)
     assert len(hits) == min(k, len(right))
     assert {(hit.session, hit.turn.number) for hit in hits} <= right
+    with pytest.MonkeyPatch.context() as patch:  # as where there are more turns than are looked at one by one
+        patch.setattr("krunch_plugins.recall.word_search._FEW", 0)
+        assert mixed.search("harbour", k=k, **asked) == hits
 
 
 def test_tenants_do_not_see_each_other(open_krunch: Callable[..., Krunch]) -> None:
@@ -256,3 +260,20 @@ def test_a_word_is_as_common_as_it_is_in_what_the_filter_leaves(tmp_path: Any, a
         hits = krunch.search("zebra server", k=1, **asked)
 
     assert [hit.turn.message for hit in hits] == [new]
+
+
+@pytest.mark.parametrize("session", [None, "s3"])
+def test_of_words_that_are_all_too_common_the_rarest_decides(
+    open_krunch: Callable[..., Krunch], monkeypatch: pytest.MonkeyPatch, session: str | None
+) -> None:
+    """Where each word of a question stands in more turns than are looked at, the one in the fewest is searched."""
+    monkeypatch.setattr("krunch_plugins.recall.word_search.ROWS", 10)
+    krunch = open_krunch(voices=["words"], window_weight=0.0)
+    assert krunch.store is not None
+    for name in range(6):
+        texts = ["the teal ferry" if number % 3 else "the teal ferry to the amber coast" for number in range(60)]
+        krunch.store.append(f"s{name}", [{"role": "user", "content": text} for text in texts])
+    hits = krunch.search("ferry amber teal", k=40, session=session)
+
+    assert hits
+    assert {hit.turn.number % 3 for hit in hits} == {0}
