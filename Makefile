@@ -25,7 +25,7 @@ test-versions:  ## the adapters against the oldest and the newest LiteLLM, LangC
 	tests/versions/run.sh "oldest litellm" litellm
 	tests/versions/run.sh -e agents,litellm -t tests/langchain "oldest langchain-core" "langchain-core langchain langgraph"
 	tests/versions/run.sh -e agents,litellm -t "tests/langchain/test_saver.py tests/langchain/test_memory_store.py" \
-	    "oldest langgraph-checkpoint"
+	    "oldest langgraph-checkpoint" "langgraph-checkpoint langgraph langchain-core"
 
 lint: $(READY)  ## ruff: rules and formatting
 	$(RUN) ruff check .
