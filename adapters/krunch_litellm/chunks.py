@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from litellm.types.utils import Delta, StreamingChoices
+from litellm.types.utils import Delta, ModelResponseStream, StreamingChoices
 from pydantic import BaseModel
 
 from krunch_litellm.wire.offsets import StreamedOffsets
@@ -43,8 +43,14 @@ class ExpandedChunks:
             return [chunk]
         held: list[dict[str, Any]] = []
         try:
+            simple = _Simple.of(chunk)
+            if simple is not None:
+                self._offsets.note(simple.choice, simple.content)
+            if simple is not None and self._expander.passes(simple.choice, simple.content):
+                self._last = chunk
+                return [chunk]
             held = self._expander.held()
-            out = self._expanded(chunk)
+            out = self._expanded(chunk) if simple is None else self._simply_expanded(chunk, simple)
         except Exception as error:  # noqa: BLE001 - ours, never the caller's: what the model wrote goes through
             self._broken = True
             self._failed(error)
@@ -64,18 +70,12 @@ class ExpandedChunks:
         return [] if self._broken else self._like_last(rest)
 
     def _expanded(self, chunk: Any) -> list[Any]:  # noqa: ANN401 - a ModelResponseStream
-        simple = _Simple.of(chunk)
-        if simple is not None:
-            return self._simply_expanded(chunk, simple)
         given = chunk.model_dump()
         self.usage = given.get("usage") or self.usage
         ready = [self._offsets.put_right(given, out) for out in self._expander.feed(given)]
         return [chunk if out == given else _chunk_like(chunk, out) for out in ready]
 
     def _simply_expanded(self, chunk: Any, simple: _Simple) -> list[Any]:  # noqa: ANN401 - a ModelResponseStream
-        self._offsets.note(simple.choice, simple.content)
-        if self._expander.passes(simple.choice, simple.content):
-            return [chunk]
         delta = {"content": simple.content} if simple.role is None else {"content": simple.content, "role": simple.role}
         ready = self._expander.feed({"choices": [{"index": simple.choice, "delta": delta}]})
         last = ready.pop()["choices"][0]["delta"]["content"]  # before it only what was held back when a window failed
@@ -105,11 +105,8 @@ class _Simple(NamedTuple):
     @classmethod
     def of(cls, chunk: Any) -> Self | None:  # noqa: ANN401 - a ModelResponseStream
         """What a chunk says; None if it is another kind of chunk."""
-        said = chunk.__dict__
-        choices = said.get("choices")
-        if type(choices) is not list or len(choices) != 1 or type(choices[0]) is not StreamingChoices:
-            return None
-        if said.get("usage") is not None or (chunk.__pydantic_extra__ or {}).get("usage") is not None:
+        choices = chunk.choices if type(chunk) is ModelResponseStream else ()
+        if len(choices) != 1 or type(choices[0]) is not StreamingChoices or getattr(chunk, "usage", None) is not None:
             return None
         choice = choices[0].__pydantic_extra__ or {}
         delta, index = choice.get("delta"), choice.get("index")
