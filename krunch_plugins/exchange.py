@@ -85,6 +85,13 @@ class StreamExpander(Protocol):
         If expanding fails, what was held back goes out before the chunk; it and all later ones pass as they came.
         """
 
+    def passes(self, index: int, content: str) -> bool:
+        """Whether a chunk that brings `content` for choice `index`, and nothing else, goes out as it is.
+
+        If so, it has been fed. If not, nothing has happened, and `feed` takes it. An adapter whose chunks are no dicts
+        asks this first: most of what a model writes needs no expansion, so most chunks need not be turned into dicts.
+        """
+
     def held(self) -> list[dict[str, Any]]:
         """What is held back now, as chunks; changes nothing.
 

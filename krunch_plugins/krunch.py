@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from typing import TYPE_CHECKING, Any, Self, cast, overload
 
@@ -69,28 +70,19 @@ class Krunch(History):
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.settings = Settings.from_environment() if settings is None else settings
+        self._clock, self._origin = clock, self
         self.store = open_store(self.settings, clock) if store is None else store
         self._owns_store = store is None
-        self._compression = CompressionPlugin(self.settings, clock, memo_store or self.store)
+        self._memo_store = memo_store or self.store
         self._recent = None if self.store else hold_recent(self.settings, clock, self._tell_evicted)
         storage = StoragePlugin(self.store) if self.store else RecentTurnsPlugin(cast("RecentTurns", self._recent))
+        self._storage = storage
+        self._record_request = storage.record_request if isinstance(storage, StoragePlugin) else None
         self._recall = Recall(self.settings, self.store, embedder)
-        record = storage.record_request if isinstance(storage, StoragePlugin) else None
-        self._record_request = record
-        window = Window(
-            self.settings, self.store, self._find_or_fail, record, lambda: self._plugins.has_outside("pre_request")
-        )
-        keeper = {} if self.settings.context_window is None else {RecallPlugin.name: RecallPlugin(window)}
-        parts = {**keeper, "compression": self._compression, **self._recall.plugins(), storage.name: storage}
-        self._plugins = Plugins(parts)
-        self._contexts = Contexts(
-            self.store or HeldTurns(self.recent), self._find_or_fail, self.settings.default_encoding
-        )
-        self._leave: list[Callable[[], None]] = []
+        self._wire(None)
         if self.store is not None:
             assert isinstance(storage, StoragePlugin)
             self._leave += [storage.close, self.store.on_evict(self._plugins.on_evict)]
-            self._leave += [self.store.on_forget(window.forget), self.store.on_trim(window.trimmed)]
         try:
             self._plugins.load_entry_points()
             for plugin in plugins:
@@ -98,6 +90,48 @@ class Krunch(History):
         except BaseException:
             self.close()  # nobody else could: the caller never gets this object
             raise
+
+    def _wire(self, shared: Plugins | None) -> None:
+        """Make what depends on the settings of requests, and join it with what does not."""
+        self._compression = CompressionPlugin(self.settings, self._clock, self._memo_store)
+        window = Window(
+            self.settings,
+            self.store,
+            self._find_or_fail,
+            self._record_request,
+            lambda: self._plugins.has_outside("pre_request"),
+        )
+        keeper = {} if self.settings.context_window is None else {RecallPlugin.name: RecallPlugin(window)}
+        parts = {
+            **keeper,
+            "compression": self._compression,
+            **self._recall.plugins(),
+            self._storage.name: self._storage,
+        }
+        self._plugins = Plugins(parts, shared)
+        self._contexts = Contexts(
+            self.store or HeldTurns(self.recent), self._find_or_fail, self.settings.default_encoding
+        )
+        self._leave: list[Callable[[], None]] = []
+        if self.store is not None:
+            self._leave += [self.store.on_forget(window.forget), self.store.on_trim(window.trimmed)]
+
+    def with_settings(self, settings: Settings) -> Krunch:
+        """One that prepares requests with other settings, and has all else in common with this one.
+
+        That is the store or the recent turns, the search and its indexes, and outside plugins: what is registered with
+        either is registered with both. So what is said of those in `settings` does not count (`home`, `durability`,
+        `hot_*`, `retention_*`, `tenant_quota_bytes`, `recall`). What was sent before, and statistics, are its own.
+
+        Close it before this one; that lets go of its own parts only.
+
+        Raises:
+            PluginError: an outside plugin has the name of a part that only the new settings ask for.
+        """
+        other = copy.copy(self)
+        other.settings = settings
+        other._wire(self._origin._plugins)  # noqa: SLF001 - one of its own kind
+        return other
 
     def __enter__(self) -> Self:
         return self
@@ -113,6 +147,10 @@ class Krunch(History):
         The instance can still be used, starting afresh, but it records nothing any more.
         """
         self._compression.forget()
+        if self._origin is not self:
+            for leave in self._leave:
+                leave()
+            return
         self._recall.close()
         if self.store is not None and self._owns_store:
             self.store.close()  # whoever watches turns leave is told about these, too

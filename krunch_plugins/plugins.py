@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import pluggy
 
@@ -63,12 +64,17 @@ class Plugins:
 
     Args:
         builtins: Krunch's own parts by name, registered first. Among them, a later one that is `trylast` runs later.
+        shared: whose outside plugins these have, too, now and later; registering one here registers it there.
+
+    Raises:
+        PluginError: an outside plugin of `shared` has the name of one of `builtins`.
     """
 
-    def __init__(self, builtins: Mapping[str, object]) -> None:
+    def __init__(self, builtins: Mapping[str, object], shared: Plugins | None = None) -> None:
         self._manager = pluggy.PluginManager(hookspecs.NAME)
         self._manager.add_hookspecs(hookspecs)
         self._changing = threading.Lock()
+        self._shared, self._followers = shared, WeakSet[Plugins]()
         self._builtin: frozenset[str] = frozenset()
         self._distributions: dict[str, str] = {}
         disabled = {name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",") if name.strip()}
@@ -77,6 +83,13 @@ class Plugins:
         for name, plugin in builtins.items():
             self._register(plugin, name)
         self._builtin = frozenset(builtins)
+        if shared is not None:
+            with shared._changing:  # noqa: SLF001 - one of its own kind; none may come while we look
+                self._distributions = shared._distributions  # noqa: SLF001 - as above
+                for info in shared.infos():
+                    if not info.builtin:
+                        self._register(shared._manager.get_plugin(info.name), info.name)  # noqa: SLF001 - as above
+                shared._followers.add(self)  # noqa: SLF001 - as above
 
     def register(self, plugin: object, name: str | None = None) -> str | None:
         """Register an outside plugin.
@@ -93,6 +106,8 @@ class Plugins:
                 hook that is a coroutine, a generator or a wrapper; no hook at all; a name that is taken; an object
                 that is registered already; a class that cannot be called without arguments.
         """
+        if self._shared is not None:
+            return self._shared.register(plugin, name)
         name_of_class = None
         if inspect.isclass(plugin):
             name_of_class = name or _name_of(plugin)
@@ -118,13 +133,17 @@ class Plugins:
         Raises:
             PluginError: it is not registered, or is one of Krunch's own parts.
         """
+        if self._shared is not None:
+            self._shared.unregister(plugin)
+            return
         with self._changing:
             name = plugin if isinstance(plugin, str) else self._manager.get_name(plugin)
             if name is None or not self._manager.has_plugin(name):
                 raise PluginError(name or _name_of(plugin), "is not registered; see Krunch.plugins() for what is")
             if name in self._builtin:
                 raise PluginError(name, 'is one of Krunch\'s own parts; Settings(mode="off") turns compression off')
-            self._manager.unregister(name=name)
+            for each in (self, *self._followers):
+                each._manager.unregister(name=name)  # noqa: SLF001 - ones of its own kind
             self._distributions.pop(name, None)
 
     def load_entry_points(self) -> None:
@@ -254,9 +273,13 @@ class Plugins:
             try:
                 self._manager.register(plugin, name)
                 self._check(plugin)
+                for follower in self._followers:
+                    follower._register(plugin, name)  # noqa: SLF001 - one of its own kind
             except BaseException as error:
-                if self._manager.has_plugin(name):
-                    self._manager.unregister(name=name)
+                for each in (self, *self._followers):
+                    manager = each._manager  # noqa: SLF001 - as above
+                    if manager.get_plugin(name) is plugin:
+                        manager.unregister(name=name)
                 if isinstance(error, pluggy.PluginValidationError):
                     raise PluginError(name, _why(error)) from error
                 raise

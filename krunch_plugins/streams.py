@@ -48,6 +48,10 @@ class StreamedReply:
         self._count()
         return out
 
+    def passes(self, index: int, content: str) -> bool:
+        """Whether a chunk that brings only `content` goes out as it is; if so, it has been fed."""
+        return self._chunks.passes(index, content)
+
     def held(self) -> list[dict[str, Any]]:
         """What is held back now."""
         return self._chunks.held()

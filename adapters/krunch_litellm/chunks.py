@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from litellm.types.utils import Delta, StreamingChoices
+from litellm.types.utils import Delta, ModelResponseStream, StreamingChoices
 from pydantic import BaseModel
 
 from krunch_litellm.wire.offsets import StreamedOffsets
@@ -43,8 +43,14 @@ class ExpandedChunks:
             return [chunk]
         held: list[dict[str, Any]] = []
         try:
+            simple = _Simple.of(chunk)
+            if simple is not None:
+                self._offsets.note(simple.choice, simple.content)
+            if simple is not None and self._expander.passes(simple.choice, simple.content):
+                self._last = chunk
+                return [chunk]
             held = self._expander.held()
-            out = self._expanded(chunk)
+            out = self._expanded(chunk) if simple is None else self._simply_expanded(chunk, simple)
         except Exception as error:  # noqa: BLE001 - ours, never the caller's: what the model wrote goes through
             self._broken = True
             self._failed(error)
@@ -69,6 +75,13 @@ class ExpandedChunks:
         ready = [self._offsets.put_right(given, out) for out in self._expander.feed(given)]
         return [chunk if out == given else _chunk_like(chunk, out) for out in ready]
 
+    def _simply_expanded(self, chunk: Any, simple: _Simple) -> list[Any]:  # noqa: ANN401 - a ModelResponseStream
+        delta = {"content": simple.content} if simple.role is None else {"content": simple.content, "role": simple.role}
+        ready = self._expander.feed({"choices": [{"index": simple.choice, "delta": delta}]})
+        last = ready.pop()["choices"][0]["delta"]["content"]  # before it only what was held back when a window failed
+        same = last == simple.content
+        return [*(_chunk_like(chunk, out) for out in ready), chunk if same else _chunk_saying(chunk, last)]
+
     def _like_last(self, rest: Iterable[dict[str, Any]]) -> list[Any]:
         return [] if self._last is None else [_chunk_like(self._last, out) for out in rest]
 
@@ -78,15 +91,62 @@ class ExpandedChunks:
             self.usage = usage.model_dump()
 
 
+class _Simple(NamedTuple):
+    """What a chunk says that holds text of one choice and nothing else, as nearly all chunks do.
+
+    To read these from where pydantic keeps them, and copy what changes, costs a tenth of turning them into dicts and
+    back.
+    """
+
+    choice: int
+    content: str
+    role: str | None
+
+    @classmethod
+    def of(cls, chunk: Any) -> Self | None:  # noqa: ANN401 - a ModelResponseStream
+        """What a chunk says; None if it is another kind of chunk."""
+        choices = chunk.choices if type(chunk) is ModelResponseStream else ()
+        if len(choices) != 1 or type(choices[0]) is not StreamingChoices or getattr(chunk, "usage", None) is not None:
+            return None
+        choice = choices[0].__pydantic_extra__ or {}
+        delta, index = choice.get("delta"), choice.get("index")
+        if choice.get("finish_reason") is not None or type(delta) is not Delta or type(index) is not int:
+            return None
+        texts = delta.__pydantic_extra__ or {}
+        content = texts.get("content")
+        if type(content) is not str:
+            return None
+        for fields in (texts, delta.__dict__):
+            for name, value in fields.items():
+                if value is not None and name not in {"content", "role"}:
+                    return None
+        return cls(index, content, texts.get("role"))
+
+
+def _chunk_saying(template: Any, content: str) -> Any:  # noqa: ANN401 - LiteLLM's chunk
+    """A chunk like `template`, a simple one, with other content."""
+    result = _copied(template)
+    choice = result.choices[0].model_copy()
+    result.choices = [choice]
+    choice.delta = choice.delta.model_copy()
+    choice.delta.content = content
+    return result
+
+
 def _chunk_like(template: Any, chunk: Mapping[str, Any]) -> Any:  # noqa: ANN401 - LiteLLM's chunk
     """A chunk like `template` (its id, its hidden parameters) that says what `chunk` says."""
-    result = template.model_copy()
+    result = _copied(template)
     result.choices = [
         StreamingChoices(**{**choice, "delta": Delta(**choice.get("delta") or {})}) for choice in chunk["choices"]
     ]
-    with contextlib.suppress(AttributeError):
-        result._hidden_params = dict(template._hidden_params)  # noqa: SLF001 - LiteLLM's documented name
     if chunk.get("usage") is None:
         with contextlib.suppress(AttributeError):
             del result.usage
+    return result
+
+
+def _copied(template: Any) -> Any:  # noqa: ANN401 - LiteLLM's chunk
+    result = template.model_copy()
+    with contextlib.suppress(AttributeError):
+        result._hidden_params = dict(template._hidden_params)  # noqa: SLF001 - LiteLLM's documented name
     return result

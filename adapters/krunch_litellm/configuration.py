@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 _SOURCE = "litellm_settings.krunch"
 _SCOPES = ("models", "teams", "keys")
 _SHARED = frozenset({"home", "durability", "hot_bytes", "hot_turns", "hot_ttl", "retention_days", "retention_turns",
-                     "tenant_quota_bytes"})  # fmt: skip
-"""Settings of the history store, which all models, teams and keys share."""
+                     "tenant_quota_bytes", "recall"})  # fmt: skip
+"""Settings of the history store and of search, which all models, teams and keys share."""
 
 
 class Configuration:
     """Which settings, and so which `Krunch`, serve a request. Thread-safe.
 
-    All of them share one history store. Each is made when it is first needed; that its settings are allowed is checked
-    at once.
+    All of them share one history store, one search over it and one set of plugins. Each is made when it is first
+    needed; that its settings are allowed is checked at once.
 
     Args:
         given: the table of settings, as `litellm_settings.krunch` holds it; None takes it from the proxy that is
@@ -94,7 +94,7 @@ class Configuration:
         settings = _settings(_merged(self._general, *found), _SOURCE)
         with self._lock:
             if settings not in self._krunches:
-                self._krunches[settings] = Krunch(settings, store=self._main.store)
+                self._krunches[settings] = self._main.with_settings(settings)
             return self._krunches[settings]
 
     def close(self) -> None:

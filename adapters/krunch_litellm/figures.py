@@ -11,6 +11,7 @@ import json
 import sqlite3
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -196,16 +197,15 @@ class Figures:
         """
         with self._lock, self._base:
             self._base.execute("BEGIN IMMEDIATE")
-            for entry in self._after_resets(entries):
-                if isinstance(entry, Prepared):
-                    self._prepared(entry)
-                elif isinstance(entry, Replied):
-                    self._replied(entry)
-                else:
-                    self._base.execute(
-                        "INSERT INTO problems VALUES (?, ?, ?, 1) ON CONFLICT DO UPDATE SET count = count + 1",
-                        (entry.tenant, entry.place, entry.error),
-                    )
+            batch = _Batch(self._after_resets(entries))
+            for name, one in batch.conversations.items():
+                self._conversation(name, one)
+            for (tenant, model), sums in batch.models.items():
+                self._model(tenant, model, sums)
+            self._base.executemany(
+                "INSERT INTO problems VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count",
+                [(*which, count) for which, count in batch.problems.items()],
+            )
             self._clean_up()
 
     def seen(self, worker: str, memory_kb: float) -> None:
@@ -299,54 +299,123 @@ class Figures:
         self._applied = max(reset["number"] for reset in resets)
         return [entry for entry in entries if not any(_covers(reset, entry) for reset in resets)]
 
-    def _prepared(self, one: Prepared) -> None:
-        sums = (1, one.tokens_before, one.tokens_after, one.cost_plain, one.cost_sent)
-        self._base.execute(
-            "INSERT INTO conversations (name, tenant, session, model, used, requests, tokens_before, tokens_after,"  # noqa: S608 - constants
-            " cost_plain, cost_sent, symbols, reasons) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    def _conversation(self, name: bytes, one: _Sums) -> None:
+        if one.last is None:  # replies alone: to a conversation that was dropped meanwhile they count for nothing
+            changes = ", ".join(f"{column} = {column} + ?" for column in _BILLED)
+            self._base.execute(f"UPDATE conversations SET {changes} WHERE name = ?", (*one.billed, name))  # noqa: S608 - constants
+            return
+        columns = ("name", "tenant", "session", "model", "used", "symbols", "reasons", *_SUMS, *_BILLED)
+        (number,) = self._base.execute(
+            f"INSERT INTO conversations ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608 - as above
             " ON CONFLICT DO UPDATE SET model = excluded.model, used = max(used, excluded.used),"
-            " symbols = excluded.symbols, reasons = excluded.reasons, " + _added(_SUMS),
-            (one.name, one.tenant, one.session, one.model, one.at, *sums, one.symbols, json.dumps(dict(one.reasons))),
-        )
-        self._base.execute(
-            f"INSERT INTO models (tenant, model, {', '.join(_SUMS)}) VALUES (?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants
-            f" ON CONFLICT DO UPDATE SET {_added(_SUMS)}",
-            (one.tenant, one.model, *sums),
-        )
-        (number,) = self._base.execute("SELECT requests FROM conversations WHERE name = ?", (one.name,)).fetchone()
-        self._base.execute(
+            f" symbols = excluded.symbols, reasons = excluded.reasons, {_added(_SUMS + _BILLED)} RETURNING requests",
+            (name, one.last.tenant, one.last.session, one.last.model, max(request.at for request in one.requests),
+             one.last.symbols, json.dumps(dict(one.last.reasons)), *one.sent, *one.billed),
+        ).fetchone()  # fmt: skip
+        self._base.executemany(
             "INSERT OR REPLACE INTO series VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (one.name, number, one.at, one.tokens_before, one.tokens_after, one.overhead_tokens, one.symbols),
+            [
+                (name, at, each.at, each.tokens_before, each.tokens_after, each.overhead_tokens, each.symbols)
+                for at, each in enumerate(one.requests, number - len(one.requests) + 1)
+            ],
         )
-        self._base.execute("DELETE FROM series WHERE name = ? AND number <= ?", (one.name, number - SERIES))
+        if number > SERIES:
+            self._base.execute("DELETE FROM series WHERE name = ? AND number <= ?", (name, number - SERIES))
 
-    def _replied(self, one: Replied) -> None:
-        told = (1, int(one.partial), one.input_tokens, one.cached_tokens, one.written_tokens, one.output_tokens)
-        changes = ", ".join(f"{column} = {column} + ?" for column in _BILLED)
-        self._base.execute(f"UPDATE conversations SET {changes} WHERE name = ?", (*told, one.name))  # noqa: S608 - constants
+    def _model(self, tenant: str, model: str, one: _Sums) -> None:
+        if one.last is None:
+            changes = ", ".join(f"{column} = {column} + ?" for column in _BILLED)
+            self._base.execute(
+                f"UPDATE models SET {changes} WHERE tenant = ? AND model = ?",  # noqa: S608 - as above
+                (*one.billed, tenant, model),
+            )
+            return
+        columns = ("tenant", "model", *_SUMS, *_BILLED)
         self._base.execute(
-            f"UPDATE models SET {changes} WHERE tenant = ? AND model = ?",  # noqa: S608 - as above
-            (*told, one.tenant, one.model),
+            f"INSERT INTO models ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608 - as above
+            f" ON CONFLICT DO UPDATE SET {_added(_SUMS + _BILLED)}",
+            (tenant, model, *one.sent, *one.billed),
         )
 
     def _clean_up(self) -> None:
         """Drop conversations that are too old or too many."""
         count, idle = self._limits
-        dropped = self._base.execute("DELETE FROM conversations WHERE used < ?", (self._clock() - idle,)).rowcount
+        dropped = self._base.execute(
+            "DELETE FROM conversations WHERE used < ? RETURNING name", (self._clock() - idle,)
+        ).fetchall()
         (kept,) = self._base.execute("SELECT count(*) FROM conversations").fetchone()
         if kept > count:
             dropped += self._base.execute(
-                "DELETE FROM conversations WHERE name IN (SELECT name FROM conversations ORDER BY used LIMIT ?)",
+                "DELETE FROM conversations WHERE name IN (SELECT name FROM conversations ORDER BY used LIMIT ?)"
+                " RETURNING name",
                 (kept - count,),
-            ).rowcount
-        if dropped:
-            self._base.execute("DELETE FROM series WHERE name NOT IN (SELECT name FROM conversations)")
+            ).fetchall()
+        # By name: to look for series without a conversation would read all of them, with each batch of a busy proxy.
+        self._base.executemany("DELETE FROM series WHERE name = ?", map(tuple, dropped))
 
     def _series(self, name: bytes) -> list[Mapping[str, Any]]:
         return self._rows("SELECT * FROM series WHERE name = ? ORDER BY number", (name,))
 
     def _rows(self, query: str, values: tuple[Any, ...]) -> list[Mapping[str, Any]]:
         return [dict(row) for row in self._base.execute(query, values)]
+
+
+class _Sums:
+    """What a batch adds to one conversation, or to one model of a tenant.
+
+    Attributes:
+        requests: those that were prepared, in order.
+        billed: sums over the replies, as `_BILLED` names them.
+    """
+
+    __slots__ = ("billed", "requests")
+
+    def __init__(self) -> None:
+        self.requests: list[Prepared] = []
+        self.billed = [0] * len(_BILLED)
+
+    @property
+    def last(self) -> Prepared | None:
+        """The last request, if there is one."""
+        return self.requests[-1] if self.requests else None
+
+    @property
+    def sent(self) -> tuple[float, ...]:
+        """Sums over the requests, as `_SUMS` names them."""
+        return (
+            len(self.requests),
+            sum(one.tokens_before for one in self.requests),
+            sum(one.tokens_after for one in self.requests),
+            sum(one.cost_plain for one in self.requests),
+            sum(one.cost_sent for one in self.requests),
+        )
+
+    def reply(self, one: Replied) -> None:
+        told = (1, int(one.partial), one.input_tokens, one.cached_tokens, one.written_tokens, one.output_tokens)
+        self.billed = [before + more for before, more in zip(self.billed, told, strict=True)]
+
+
+class _Batch:
+    """Entries added up: one statement for a conversation, not one for each thing that happened in it.
+
+    Each statement lets go of the interpreter's lock, and has to get it back from the thread that serves requests.
+    """
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self.conversations: dict[bytes, _Sums] = {}
+        self.models: dict[tuple[str, str], _Sums] = {}
+        self.problems: Counter[tuple[str, str, str]] = Counter()
+        for entry in entries:
+            if isinstance(entry, Failed):
+                self.problems[entry.tenant, entry.place, entry.error] += 1
+                continue
+            of_conversation = self.conversations.setdefault(entry.name, _Sums())
+            of_model = self.models.setdefault((entry.tenant, entry.model), _Sums())
+            for sums in (of_conversation, of_model):
+                if isinstance(entry, Prepared):
+                    sums.requests.append(entry)
+                else:
+                    sums.reply(entry)
 
 
 def _added(columns: Iterable[str]) -> str:

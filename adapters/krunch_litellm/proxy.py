@@ -86,7 +86,7 @@ class KrunchProxy(CustomLogger):
                 return data
             call, changed = await self._preparer.prepare(data, call_type, request, user_api_key_dict)
             self.in_flight.add(data, call)  # from here on somebody expands the reply, so only now it may be changed
-            telemetry.prepared(call)
+            asyncio.get_running_loop().call_soon(telemetry.prepared, call)  # counted while the upstream is waited for
             data = {**data, **changed}
         except RequestRefused as error:
             raise refusal(error) from error

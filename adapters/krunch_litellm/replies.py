@@ -42,7 +42,7 @@ def finish(exchange: Exchange, response: ModelResponse) -> ModelResponse:
     _note_usage(exchange, response)
     given = _messages(response)
     messages = [exchange.finish(message, choice=index) for index, message in given]
-    return _with_messages(response, _annotated(messages, given, exchange))
+    return _with_messages(response, given, _annotated(messages, given, exchange))
 
 
 async def afinish(exchange: Exchange, response: ModelResponse) -> ModelResponse:
@@ -55,13 +55,13 @@ async def aexpanded(exchange: Exchange, response: ModelResponse) -> ModelRespons
     """The reply for the caller, and nothing told to the statistics; raises as `finish` does."""
     given = _messages(response)
     messages = [await exchange.afinish(message, choice=index) for index, message in given]
-    return _with_messages(response, _annotated(messages, given, exchange))
+    return _with_messages(response, given, _annotated(messages, given, exchange))
 
 
 def refused(response: ModelResponse, reason: str) -> ModelResponse:
     """The reply without its text, for where an error cannot reach the caller."""
     messages = [{"role": "assistant", "content": None, "refusal": reason} for _ in response.choices]
-    withheld = _with_messages(response, messages)
+    withheld = _with_messages(response, _messages(response), messages)
     for choice in withheld.choices:
         choice.finish_reason = "content_filter"
     return withheld
@@ -88,8 +88,10 @@ def _annotated(
     ]
 
 
-def _with_messages(response: ModelResponse, messages: list[dict[str, Any]]) -> ModelResponse:
-    before = [message for _, message in _messages(response)]
+def _with_messages(
+    response: ModelResponse, given: list[tuple[int, dict[str, Any]]], messages: list[dict[str, Any]]
+) -> ModelResponse:
+    before = [message for _, message in given]
     if messages == before:
         return response
     # Shallow copies: LiteLLM's logging and cache hold the original, in other threads, and shall see no change.
@@ -104,6 +106,11 @@ def _with_messages(response: ModelResponse, messages: list[dict[str, Any]]) -> M
 def _message(message: Message, old: Mapping[str, Any], new: Mapping[str, Any]) -> Message:
     """A copy of `message` that says `new` where that differs from `old`."""
     result = message.model_copy()
+    if new.keys() == old.keys() and all(isinstance(new[key], str) for key in new if new[key] != old[key]):
+        for key in new:  # texts need no type of LiteLLM's, whose making takes longer than all else here
+            if new[key] != old[key]:
+                setattr(result, key, new[key])
+        return result
     typed = Message(**cast("Any", new))  # makes LiteLLM's own types of tool calls and the like
     for key in (*new, *(old.keys() - new.keys())):
         if new.get(key) != old.get(key):

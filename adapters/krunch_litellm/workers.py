@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("krunch")
 
-DELAY = 0.05
+DELAY = 0.2
 """Seconds for which entries are gathered before they are written: other workers' figures are at most so old."""
 MEMORY_EVERY = 10.0
 """Seconds after which a worker that has something to write tells anew what it holds in memory."""

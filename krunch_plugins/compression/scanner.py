@@ -153,12 +153,18 @@ class MarkScanner:
             final: nothing comes after `text`; everything in it is decided.
             bare: this is JSON outside its strings: a quotation mark ends it, where it is no part of a folded value.
         """
-        if not bare and where.copy is None and where.block is None and not SPECIAL.search(text):
-            where.passed(text)
+        if not bare and self.passes(text, where):
             return Scan([], len(text), 0)
         look = _Look(self._meanings, text, where, final=final, bare=bare)
         look.run()
         return Scan(look.edits, look.position, look.expanded, look.quote)
+
+    def passes(self, text: str, where: Where) -> bool:
+        """Whether a text stays as it is, whatever comes after it; if so it has gone by. `where` is then taken on."""
+        if where.copy is not None or where.block is not None or SPECIAL.search(text):
+            return False
+        where.passed(text)
+        return True
 
 
 class _Look:

@@ -102,6 +102,15 @@ class ChunkExpander:
             result["choices"] = [self._choice(part, place, chunk) for place, part in enumerate(chunk["choices"])]
         return [result]
 
+    def passes(self, index: int, content: str) -> bool:
+        """Whether a chunk that brings `content` for choice `index`, and nothing else, goes out as it is.
+
+        If so, it has been fed. If not, nothing has happened: `feed` says what goes out. Never true of the first chunk.
+        """
+        choice = self._choices.get(index)
+        text = None if choice is None else choice.texts.get(("content", 0))
+        return text is not None and text.passes(content)
+
     def flush(self) -> list[dict[str, Any]]:
         """The stream is at its end: what was held back, one chunk for each choice that has something."""
         chunks = []
@@ -166,6 +175,12 @@ class _Text:
     def feed(self, text: str) -> str:
         self._out.append(self.window.feed(text))
         return self._out[-1]
+
+    def passes(self, text: str) -> bool:
+        if not self.window.passes(text):
+            return False
+        self._out.append(text)
+        return True
 
     def end(self) -> str:
         self._out.append(self.window.end())

@@ -37,6 +37,9 @@ class _Scanner(Protocol):
     def scan(self, text: str, where: Where, *, final: bool = False, bare: bool = False) -> Scan:
         """Look at a text; see `MarkScanner.scan`."""
 
+    def passes(self, text: str, where: Where) -> bool:
+        """Whether a text stays as it is; see `MarkScanner.passes`."""
+
 
 class TokenScanner:
     """Finds tokens that plugins have put into a request: leftmost first, the longest where several begin. Immutable.
@@ -76,6 +79,10 @@ class TokenScanner:
             position = found.end()
             edits.append(Edit(found.start(), position, self._tokens[found[0]]))
 
+    def passes(self, text: str, where: Where) -> bool:  # noqa: ARG002 - as above
+        """Whether a text stays as it is, whatever comes after it."""
+        return self._token.search(text) is None and self._undecided(text, final=False)[0] == len(text)
+
     def _undecided(self, text: str, *, final: bool) -> list[int]:
         """Where a token may have begun that the text's end cuts off, in order; at last the end itself."""
         if final:
@@ -99,6 +106,10 @@ class _Stage:
         out, stop = self._scan(text, range(len(text) + 1), text, final=final)
         self._held = text[stop:]
         return out
+
+    def passes(self, text: str) -> bool:
+        """Whether nothing is held back and a text stays as it is; if so it has gone by."""
+        return not self._held and self._scanner.passes(text, self._where)
 
     @property
     def held(self) -> str:
@@ -146,6 +157,10 @@ class _JsonStage(_Stage):
         super().__init__(scanner)
         self._inside = False
         self._decoded: _Decoded | None = None
+
+    def passes(self, text: str) -> bool:  # noqa: ARG002 - as the class it is built on
+        """False: whether a text is within a string has to be read."""
+        return False
 
     def again(self) -> Self:
         other = super().again()
@@ -276,6 +291,14 @@ class Window:
         for stage in self._stages:
             text = stage.feed(text)
         return text
+
+    def passes(self, text: str) -> bool:
+        """Whether nothing is held back and `feed` would give back `text` itself; if so, that has been fed.
+
+        Much cheaper than `feed` where nothing has to be expanded, as in most of what a model writes.
+        """
+        # The tokens' stage first: it remembers nothing, so that nothing has happened where the other one says no.
+        return all(stage.passes(text) for stage in reversed(self._stages))
 
     def end(self) -> str:
         """The text is at its end: what was held back. The window can then be used for another text."""

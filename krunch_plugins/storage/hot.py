@@ -13,7 +13,7 @@ from krunch_plugins.turns import Turn
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from krunch_plugins.turns import EvictReason
+    from krunch_plugins.turns import EvictReason, Message
 
 _TURN_OVERHEAD = 700
 """Bytes that a turn takes in RAM beside its text: the objects around it (measured with tracemalloc)."""
@@ -123,6 +123,29 @@ class RamTier:
             added = sum(sizes[skip:])
             held.size += added
             self._size += added
+
+    def replace(self, key: str, first: int, messages: Sequence[Message], now: float) -> None:
+        """Hold these messages, numbered from `first`, instead of what is held of a session; nobody is told of that.
+
+        What is the same as before stays, with its time; of the others a copy is held. A conversation that grows costs
+        what is new of it.
+        """
+        with self._lock:
+            before = self._sessions.pop(key, None) or _Held()
+            held = self._sessions[key] = _Held(used=self._clock())
+            offset = first - before.turns[0].number if before.turns else 0
+            for place, message in enumerate(messages, offset):
+                turn = before.turns[place] if 0 <= place < len(before.turns) else None
+                # Numbers and truth values may be equal and not the same.
+                if turn is None or turn.message != message or not all(type(said) is str for said in message.values()):
+                    turn = Turn(first + place - offset, _deep(message), now)
+                    held.flat = held.flat and _is_flat(turn)
+                    held.sizes.append(_size(turn))
+                else:
+                    held.sizes.append(before.sizes[place])
+                held.turns.append(turn)
+            held.size = sum(held.sizes)
+            self._size += held.size - before.size
 
     def recent(self, key: str, count: int) -> list[Turn]:
         """The newest turns held, at most `count`, in order; copies."""

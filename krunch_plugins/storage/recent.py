@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from krunch_plugins.storage.hot import RamTier
-from krunch_plugins.turns import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from krunch_plugins.exchange import Exchange, Reply
     from krunch_plugins.storage.hot import Leaving
-    from krunch_plugins.turns import EvictReason
+    from krunch_plugins.turns import EvictReason, Turn
 
     Listener = Callable[[str, list[Turn], EvictReason, str | None], object]
 
@@ -37,7 +35,6 @@ class RecentTurns:
     ) -> None:
         self._tier = RamTier(max_bytes, max_turns, ttl, clock)
         self._max_turns, self._clock, self._on_evict = max_turns, clock, on_evict
-        self._lock = threading.Lock()
 
     def hold(self, exchange: Exchange, reply: Reply) -> None:
         """Hold the end of a conversation."""
@@ -46,13 +43,7 @@ class RecentTurns:
         now = self._clock()
         messages = [*exchange.original, reply.message]
         first = max(0, len(messages) - self._max_turns)
-        turns = [Turn(number, _copy(messages[number]), now) for number in range(first, len(messages))]
-        key = _key(exchange.session, exchange.tenant)
-        with self._lock:
-            replaced = self._tier.take(key, "size")
-            if replaced is not None:
-                self._tier.drop(replaced)
-            self._tier.append(key, turns)
+        self._tier.replace(_key(exchange.session, exchange.tenant), first, messages[first:], now)
         for leaving in self._tier.leaving(now):
             self._leave(leaving)
 
@@ -84,14 +75,3 @@ class RecentTurns:
 
 def _key(session: str, tenant: str | None) -> str:
     return json.dumps([tenant, session])
-
-
-def _copy(message: dict[str, Any]) -> dict[str, Any]:
-    """The caller goes on with its own objects; what is held must not change with them."""
-    return {name: _copy_value(value) for name, value in message.items()}
-
-
-def _copy_value(value: Any) -> Any:  # noqa: ANN401 - whatever a message holds
-    if isinstance(value, dict):
-        return _copy(value)
-    return [_copy_value(item) for item in value] if isinstance(value, list) else value

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import krunch_litellm
 import litellm
 import pytest
+from krunch_litellm.replies import ExpandedStream
 from litellm.integrations.custom_logger import CustomLogger
+from litellm.types.utils import Delta, ModelResponseStream, StreamingChoices
 
 from krunch_plugins import Krunch, hookimpl
 from krunch_plugins.upstream import Answer, ToolCall
@@ -273,3 +275,33 @@ async def test_cancelled_stream_is_a_partial_reply(
     await stream.aclose()
 
     assert [reply.partial for reply in recorder.replies] == [True]
+
+
+@pytest.mark.parametrize("size", [1, 3, 24])
+def test_chunks_that_need_no_expansion_are_litellms_own(krunch: Krunch, size: int) -> None:
+    """Of a stream cut anywhere, chunks of plain words pass as they are, others are copies; beside text all is kept."""
+    story = "; ".join(f"the launch of project Bluebird {n} was moved to the harbour of Trieste" for n in range(12))
+    exchange = krunch.prepare([{"role": "user", "content": story}], model="gpt-4o")
+    said = f"It says {', '.join(exchange.symbols)}, and that is all. " + "Nothing else was said about it. " * 3
+    pieces = [said[start : start + size] for start in range(0, len(said), size)]
+    chunks = [
+        ModelResponseStream(
+            id="of-the-stream",
+            system_fingerprint="fp",
+            choices=[StreamingChoices(index=0, delta=Delta(content=piece, role=None if at else "assistant"))],
+        )
+        for at, piece in enumerate(pieces)
+    ]
+    last = Delta(content="Bye.", tool_calls=[{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}])
+    chunks.append(ModelResponseStream(id="of-the-stream", choices=[StreamingChoices(index=0, delta=last)]))
+    before = [chunk.model_dump_json() for chunk in chunks]
+    out = list(ExpandedStream(iter(chunks), exchange))
+
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in out)
+    assert text == exchange.finish({"role": "assistant", "content": f"{said}Bye."})["content"]
+    assert [chunk.model_dump_json() for chunk in chunks] == before
+    assert sum(mine is its for mine, its in zip(out, chunks, strict=True)) > len(chunks) / 2
+    assert {chunk.id for chunk in out} == {"of-the-stream"}
+    assert out[0].choices[0].delta.role == "assistant"
+    assert [chunk.system_fingerprint for chunk in out] == [chunk.system_fingerprint for chunk in chunks]
+    assert out[-1].choices[0].delta.tool_calls[0].function.arguments == "{}"

@@ -85,6 +85,27 @@ def test_recent_turns_leave_memory_after_their_time_and_the_plugins_are_told() -
     assert heard == [("s", 4, "ttl", None)]
 
 
+def test_recent_turns_are_as_the_client_last_sent_them() -> None:
+    """What stays of a conversation keeps its time; what differs, even 1 from True, is replaced; it may get shorter."""
+    now = [100.0]
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "one", "seen": 1},
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": "three"},
+    ]
+    with Krunch(Settings(), clock=lambda: now[0]) as krunch:
+        krunch.prepare(messages, model="gpt-4o", session="s").finish({"role": "assistant", "content": "four"})
+        now[0] = 200.0
+        messages[0] = {**messages[0], "seen": True}
+        messages += [{"role": "assistant", "content": "four"}, {"role": "user", "content": "five"}]
+        krunch.prepare(messages, model="gpt-4o", session="s").finish({"role": "assistant", "content": "six"})
+        assert [turn.timestamp for turn in krunch.recent("s")] == [200.0, 100.0, 100.0, 100.0, 200.0, 200.0]
+        assert krunch.recent("s")[0].message["seen"] is True
+        krunch.prepare(messages[:1], model="gpt-4o", session="s").finish({"role": "assistant", "content": "2"})
+
+        assert [turn.message["content"] for turn in krunch.recent("s")] == ["one", "2"]
+
+
 def test_recent_turns_are_copies() -> None:
     """What the caller does to its messages afterwards does not reach what is held, nor the other way round."""
     messages: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "text", "text": "as it was"}]}]

@@ -103,7 +103,11 @@ class StreamedOffsets:
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        self._wire: dict[int, str] = {}
+        self._wire: dict[int, list[str]] = {}
+
+    def note(self, index: int, content: str) -> None:
+        """Take text of a choice, as the model wrote it."""
+        self._wire.setdefault(index, []).append(content)
 
     def put_right(self, given: Mapping[str, Any], out: dict[str, Any]) -> dict[str, Any]:
         """A chunk with its annotations' offsets right.
@@ -115,14 +119,14 @@ class StreamedOffsets:
         for choice in items(given, "choices"):
             content = get(get(choice, "delta"), "content")
             if isinstance(content, str):
-                self._wire[choice.get("index") or 0] = self._wire.get(choice.get("index") or 0, "") + content
+                self.note(choice.get("index") or 0, content)
         if not any(get(get(choice, "delta"), "annotations") for choice in items(out, "choices")):
             return out
         choices = [
             {
                 **choice,
                 "delta": with_offsets_right(
-                    choice["delta"], self._wire.get(choice.get("index") or 0, ""), self._exchange
+                    choice["delta"], "".join(self._wire.get(choice.get("index") or 0, ())), self._exchange
                 ),
             }
             for choice in out["choices"]

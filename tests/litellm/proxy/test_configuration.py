@@ -8,11 +8,14 @@ import pytest
 from krunch_litellm.configuration import Configuration
 from litellm.proxy._types import UserAPIKeyAuth
 
+from krunch_plugins import hookimpl
 from krunch_plugins.errors import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from krunch_plugins import Turn
 
 TABLE: dict[str, Any] = {
     "profile": "safe",
@@ -74,6 +77,27 @@ def test_variables_go_over_the_config_and_the_store_is_shared(tmp_path: Path, mo
     assert figures == [9, 6]
 
 
+def test_plugins_hear_of_each_eviction_once(tmp_path: Path) -> None:
+    """However many tables of settings there are: what they serve is one Krunch but for what they change."""
+    heard: list[int] = []
+
+    class Ears:
+        @hookimpl
+        def on_evict(self, turns: Sequence[Turn]) -> None:
+            heard.extend(turn.number for turn in turns)
+
+    configuration = Configuration({**TABLE, "home": str(tmp_path)})
+    configuration.main.register(Ears())
+    for name in ("small", "openai/gpt-4o", "other"):
+        krunch = configuration.krunch_for([name], NOBODY)
+        exchange = krunch.prepare([{"role": "user", "content": name}], model="gpt-4o", session="s")
+        exchange.finish({"role": "assistant", "content": "Noted."})
+    configuration.close()
+
+    assert sorted(heard) == list(range(len(heard)))
+    assert heard
+
+
 @pytest.mark.parametrize(
     ("table", "says"),
     [
@@ -85,6 +109,7 @@ def test_variables_go_over_the_config_and_the_store_is_shared(tmp_path: Path, mo
             {"models": {"a": {"home": "/x"}}},
             "'home' from litellm_settings.krunch.models.a is '/x'; allowed: set for the",
         ),
+        ({"models": {"a": {"recall": {"depth": 9}}}}, "'recall' from litellm_settings.krunch.models.a is"),
     ],
 )
 def test_what_is_not_allowed_is_refused_at_once(table: dict[str, Any], says: str) -> None:
