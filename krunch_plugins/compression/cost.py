@@ -139,12 +139,15 @@ def request_cost(
         minimum: tokens that a prefix must have to be cached.
         rebase: whether this request rewrites what was sent before ("always"), the cache being lost anyway ("cold").
     """
-    last = max((index for index, one in enumerate(messages) if index and one.role == "assistant"), default=0)
-    plain, sent = (sum(one.tokens_before for one in messages), sum(one.tokens_after for one in messages))
+    last = next((index for index in range(len(messages) - 1, 0, -1) if messages[index].role == "assistant"), 0)
+    plain = sum([one.tokens_before for one in messages[:last]])
+    sent = sum([one.tokens_after for one in messages[:last]])
     cached_plain = cached_sent = 0
     if last and rebase != "cold":
-        cached_plain = tools_tokens + sum(one.tokens_before for one in messages[:last])
-        cached_sent = 0 if rebase == "always" else tools_tokens + sum(one.tokens_after for one in messages[:last])
+        cached_plain = tools_tokens + plain
+        cached_sent = 0 if rebase == "always" else tools_tokens + sent
+    plain += sum([one.tokens_before for one in messages[last:]])
+    sent += sum([one.tokens_after for one in messages[last:]])
     return Cost(
         plain=input_cost(plain + tools_tokens, cached_plain, price, minimum),
         sent=input_cost(sent + tools_tokens, cached_sent, price, minimum),

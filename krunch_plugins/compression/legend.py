@@ -241,6 +241,8 @@ def map_texts(message: Message, change: Callable[[str], str]) -> Message:
 
 def replace_texts(message: Message, sent: Sequence[str]) -> Message:
     """A copy of a message with its `texts` replaced, one for one."""
+    if isinstance(message.get("content"), str):  # as most are
+        return {**message, "content": sent[0]}
     remaining = iter(sent)
     return map_texts(message, lambda _: next(remaining))
 

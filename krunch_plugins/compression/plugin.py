@@ -138,7 +138,7 @@ class CompressionPlugin:
         # Two models with one tokenizer share what was sent before, unless it depends on the model.
         options = self._options._replace(cache_minimum=minimum if self._options.cache_floor != "nothing" else 0)
         root = memo.root([tokenizer.name, _named(options), exchange.tenant, exchange.session, *sorted(literals)])
-        keys = memo.keys(exchange.messages, root, exchange.no_definitions)
+        keys = self._memo.keys(exchange.messages, root, exchange.no_definitions)
         owner = (exchange.tenant, exchange.session)
         work = _Work(Encoder(tokenizer, options), literals, owner, exchange.no_definitions)
         point, rebase = self._rebase_point(exchange, keys)
@@ -208,7 +208,7 @@ class CompressionPlugin:
             state = encoded[-1].state if encoded else State.empty(work.literals)
             encoded += self._encode(messages[known:], known, state, work)
             new = list(zip(keys, encoded, strict=True))[known:]
-            self._memo.add(keys[known - 1] if known else None, new, work.owner)
+            self._memo.add(keys[known - 1] if known else None, new, work.owner, messages[known:])
         return encoded
 
     def _encode(self, messages: list[Message], start: int, state: State, work: _Work) -> list[EncodedMessage]:
@@ -276,9 +276,10 @@ def _pass_through(exchange: Exchange, reason: Reason) -> None:
 
 def _fill_in(report: Report, encoded: list[EncodedMessage]) -> None:
     report.messages = [done.report for done in encoded]
-    report.tokens_before = sum(done.report.tokens_before for done in encoded)
-    report.tokens_after = sum(done.report.tokens_after for done in encoded)
-    report.overhead_tokens = sum(done.report.overhead_tokens for done in encoded)
+    for done in report.messages:
+        report.tokens_before += done.tokens_before
+        report.tokens_after += done.tokens_after
+        report.overhead_tokens += done.overhead_tokens
 
 
 def _log(report: Report) -> None:
