@@ -74,7 +74,7 @@ class EfficiencySettings(BaseModel):
 
 
 Weight = Annotated[float, Field(ge=0)]
-WEIGHTS: dict[str, Weight] = {"words": 1.0, "vectors": 0.2, "topics": 0.1}
+WEIGHTS: dict[str, Weight] = {"words": 1.0, "vectors": 0.05, "topics": 0.1}
 """What Krunch's own search plugins count in the fusion; see docs/recall.md for how they were chosen."""
 
 

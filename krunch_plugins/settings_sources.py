@@ -90,8 +90,9 @@ def _groups(fields: Fields) -> dict[str, type[BaseModel]]:
 
 def _among(key: str, fields: Fields) -> tuple[Fields, str]:
     """The settings among which a key is to be looked for, and its name there."""
-    outer, _, inner = key.rpartition(".")
-    return (_groups(fields)[outer].model_fields if outer else fields), inner
+    outer, _, inner = key.partition(".")
+    group = _groups(fields).get(outer) if inner else None
+    return (fields, key) if group is None else (group.model_fields, inner)
 
 
 def _allowed(field: FieldInfo, words: Mapping[Any, str]) -> str:

@@ -226,6 +226,15 @@ def test_nothing_but_a_settings_error_ever_comes_out(key: str, value: Any) -> No
         assert (getattr(chosen, key), type(getattr(chosen, key))) == (value, type(value))
 
 
+@pytest.mark.parametrize("name", [".", "", "x.y", "weights."])
+def test_a_setting_of_a_group_that_is_none_may_be_called_anything(name: str) -> None:
+    """Also with dots in it, as keys of a file may be: the error names the group."""
+    with pytest.raises(SettingsError) as caught:
+        Settings(recall={name: None})
+
+    assert caught.value.key.partition(".")[0] == "recall"
+
+
 def test_a_home_that_is_no_path() -> None:
     """What `home` can be is said in words, not as a type of Python."""
     with pytest.raises(SettingsError) as raised:
