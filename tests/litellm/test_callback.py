@@ -8,6 +8,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import litellm
+import openai
 import pytest
 from krunch_litellm import KrunchCallback
 from litellm.caching.caching import Cache
@@ -148,9 +149,13 @@ async def test_retries_by_litellm_itself_stay_exact(
     upstream: Upstream = serve(lambda body: model(body) if len(upstream.requests) > 1 else Answer("busy", status=400))
     litellm.callbacks.extend([KrunchCallback(krunch), *([Bystander()] if others else [])])
 
-    reply = await litellm.acompletion(
-        "openai/gpt-4o", messages=messages, api_base=upstream.url, api_key="none", num_retries=2
-    )
+    try:
+        reply = await litellm.acompletion(
+            "openai/gpt-4o", messages=messages, api_base=upstream.url, api_key="none", num_retries=2
+        )
+    except openai.BadRequestError:  # which LiteLLM's is; so LiteLLM 1.108.0; 1.108.7 repeats it
+        assert len(upstream.requests) == 1
+        pytest.skip("this LiteLLM does not repeat a call that was refused with 400")
 
     first, second = upstream.requests  # OpenAI's client does not repeat a 400 by itself, LiteLLM does
     assert first["messages"] != messages == restore(first["messages"])

@@ -44,7 +44,7 @@ for requirements in "$@"; do
     if [[ $requirements == oldest\ * ]]; then
         name=${requirements#oldest }
         version=$(bound "$name") || exit 2
-        # 1.106 is 1.106.0 to pip; where that was never released, the first one after it will do.
+        # 1.108 is 1.108.0 to pip; where that was never released, the first one after it will do.
         requirements="$name==$version"
         fallback="$name~=$version.0"
     else

@@ -25,6 +25,10 @@ class Event(NamedTuple):
     data: dict[str, Any] | None
 
 
+_FIELDS = (b"data", b"event", b"id", b"retry", b":", b"\r", b"\n", b"\xef\xbb\xbf")
+"""What an event may begin with: a field, a comment, the end of a line, the mark before UTF-8."""
+
+
 class EventReader:
     """Cuts a stream of bytes into events; what is incomplete waits for the rest."""
 
@@ -39,7 +43,11 @@ class EventReader:
         for match in _BLANK_LINE.finditer(held, max(0, len(self._held) - 3)):
             events.append(_event(held[start : match.end()]))
             start = match.end()
-        self._held = held[start:]
+        held = held[start:]
+        if held and not any(held.startswith(field[: len(held)]) for field in _FIELDS):
+            events.append(Event(held, None))  # no event at all: there may never be a blank line to wait for
+            held = b""
+        self._held = held
         return events
 
     def rest(self) -> bytes:

@@ -19,6 +19,7 @@ import pytest
 
 from krunch_plugins import Krunch, Settings, restore
 from krunch_plugins.upstream import Answer, Upstream
+from tests.litellm.proxy.conftest import restored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -164,12 +165,12 @@ def model_server(answers: dict[str, Any]) -> Iterator[Upstream]:
     """The model: what `answers` says, else a reply in every symbol that the request defines."""
 
     def answer(body: dict[str, Any]) -> Answer:
-        last = body["messages"][-1]["content"]
-        scripted = answers.get(restore(body["messages"])[-1]["content"] if isinstance(last, str) else "")
+        scripted = answers.get(restored(body)[-1])
         if scripted is not None:
             made: Answer = scripted(body) if callable(scripted) else scripted
             return made
-        return Answer(f"({time.time_ns()}) " + " ".join(f"I saw {symbol}," for symbol in definitions(body)))
+        symbols = definitions(body) if "messages" in body else {}
+        return Answer(f"({time.time_ns()}) " + " ".join(f"I saw {symbol}," for symbol in symbols))
 
     with Upstream(answer) as upstream:
         yield upstream
@@ -177,9 +178,15 @@ def model_server(answers: dict[str, Any]) -> Iterator[Upstream]:
 
 def write_config(folder: Path, upstream: Upstream, **sections: Any) -> Path:
     """A config of LiteLLM's, with `auth.py` beside it."""
-    deployment = {"model": "openai/gpt-4o", "api_base": upstream.url, "api_key": "none"}
+    deployments = {
+        "gpt-4o": {"model": "openai/gpt-4o", "api_base": upstream.url},
+        "claude": {"model": "anthropic/claude-sonnet-4-5", "api_base": upstream.root},
+    }
     config = {
-        "model_list": [{"model_name": "gpt-4o", "litellm_params": deployment}],
+        "model_list": [
+            {"model_name": name, "litellm_params": {**parameters, "api_key": "none"}}
+            for name, parameters in deployments.items()
+        ],
         "router_settings": {"disable_cooldowns": True},  # a deployment that failed is asked again
         "general_settings": {"custom_auth": "auth.check", "custom_auth_run_common_checks": True},
         **sections,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
+import signal
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +17,13 @@ from krunch_plugins.upstream import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from krunch_plugins.upstream import Upstream
     from tests.litellm.ops.conftest import Proxy
 
 KEY = "sk-user-faults"
+GUARDRAILS = ["krunch-expand", "krunch-compress"]
 STORY = "; ".join(f"Cy{n} says the lighthouse of the northern harbour was closed by the storm" for n in range(12))
 TEXT = "The lighthouse is closed until the storm is over, as far as anybody knows by now."
 _numbers = itertools.count()
@@ -31,92 +35,167 @@ def late(_: dict[str, Any]) -> Answer:
     return Answer(TEXT)
 
 
-def events(*lines: str) -> bytes:
-    """A stream of chunks, some of which may be broken."""
-    return "".join(f"data: {line}\n\n" for line in lines).encode()
+class Protocol:
+    """What the tests need to know of a protocol.
+
+    Attributes:
+        path: where it is spoken.
+        good: two events of a stream, and its end, as the provider writes them.
+    """
+
+    def __init__(self, path: str, good: list[dict[str, Any]]) -> None:
+        self.path, self.good = path, good
+
+    def body(self, question: str, **options: Any) -> dict[str, Any]:
+        """A request."""
+        asked = [{"role": "user", "content": STORY}, {"role": "user", "content": question}]
+        if self.path.endswith("responses"):
+            return {"model": "gpt-4o", "input": asked, **options}
+        if self.path.endswith("messages"):
+            asked = asked[1:]
+            return {"model": "claude", "system": STORY, "messages": asked, "max_tokens": 99, **options}
+        return {"model": "gpt-4o", "messages": asked, **options}
+
+    def stream(self, *texts: str, ended: bool = True) -> bytes:
+        """A stream of what is given and of good events."""
+        shown = [json.dumps(event) for event in self.good]
+        lines = [*shown[:2], *texts, *(shown[2:] if ended else ())]
+        named = [json.loads(line).get("type", "") if line in shown else "" for line in lines]
+        return "".join(
+            (f"event: {name}\n" if name else "") + f"data: {line}\n\n" for name, line in zip(named, lines, strict=True)
+        ).encode()
 
 
-def chunk(text: str, reason: str | None = None) -> str:
-    """One good chunk."""
-    choice = {"index": 0, "delta": {"content": text}, "finish_reason": reason}
-    return json.dumps(
-        {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "gpt-4o", "choices": [choice]}
-    )
+def _chunk(text: str | None, reason: str | None = None) -> dict[str, Any]:
+    choice = {"index": 0, "delta": {} if text is None else {"content": text}, "finish_reason": reason}
+    return {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "gpt-4o", "choices": [choice]}
 
 
-FAULTS: dict[str, tuple[Answer | Callable[[dict[str, Any]], Answer], dict[str, Any]]] = {
-    "bad request": (Answer("no such thing", status=400), {}),
-    "not allowed": (Answer("who are you?", status=401), {}),
-    "too many": (Answer("slow down", status=429), {}),
-    "server error": (Answer("on fire", status=500), {}),
-    "too late": (late, {"timeout": 0.7}),
-    "half of a JSON document": (Answer(raw=b'{"id": "x", "choices": [{"index": 0, "mess'), {}),
-    "another document": (Answer(raw=b'{"hello": "world"}'), {}),
-    "no document": (Answer(raw=b"<html>bad gateway</html>"), {}),
-    "nothing": (Answer(raw=b""), {}),
-    "cut stream": (Answer(TEXT, break_after=6), {"stream": True}),
-    "cut at once": (Answer(TEXT, break_after=0), {"stream": True}),
-    "error in the stream": (Answer(TEXT, error_after=6), {"stream": True}),
-    "broken chunk": (
-        Answer(raw=events(chunk("The light"), '{"id": "c", "choi', chunk("house.", "stop"))),
-        {"stream": True},
+def _event(kind: str, **rest: Any) -> dict[str, Any]:
+    return {"type": kind, **rest}
+
+
+def _text_event(kind: str, number: int, text: str) -> dict[str, Any]:
+    place = {"item_id": "m", "output_index": 0, "content_index": 0, "sequence_number": number}
+    return _event(f"response.output_text.{kind}", **place, **{"delta" if kind == "delta" else "text": text})
+
+
+PROTOCOLS = {
+    "chat": Protocol("/v1/chat/completions", [_chunk("The light"), _chunk("house."), _chunk(None, "stop")]),
+    "messages": Protocol(
+        "/v1/messages",
+        [
+            _event("content_block_start", index=0, content_block={"type": "text", "text": ""}),
+            _event("content_block_delta", index=0, delta={"type": "text_delta", "text": "The lighthouse."}),
+            _event("content_block_stop", index=0),
+        ],
     ),
-    "no end": (Answer(raw=events(chunk("The light"), chunk("house."))), {"stream": True}),
-    "no events": (Answer(raw=b"hello\n\nworld\n\n"), {"stream": True}),
-    "empty stream": (Answer(raw=b""), {"stream": True}),
-    "late stream": (late, {"stream": True, "timeout": 0.7}),
+    "responses": Protocol(
+        "/v1/responses",
+        [
+            _text_event("delta", 0, "The light"),
+            _text_event("delta", 1, "house."),
+            _text_event("done", 2, "The lighthouse."),
+        ],
+    ),
+}
+Fault = tuple["Callable[[Protocol], Answer | Callable[[dict[str, Any]], Answer]]", dict[str, Any]]
+
+
+def same(answer: Answer | Callable[[dict[str, Any]], Answer]) -> Any:
+    """An answer that is the same in all protocols."""
+    return lambda _: answer
+
+
+FAULTS: dict[str, Fault] = {
+    "bad request": (same(Answer("no such thing", status=400)), {}),
+    "not allowed": (same(Answer("who are you?", status=401)), {}),
+    "too many": (same(Answer("slow down", status=429)), {}),
+    "server error": (same(Answer("on fire", status=500)), {}),
+    "too late": (same(late), {"timeout": 0.7}),
+    "half of a JSON document": (same(Answer(raw=b'{"id": "x", "choices": [{"index": 0, "mess')), {}),
+    "another document": (same(Answer(raw=b'{"hello": "world"}')), {}),
+    "no document": (same(Answer(raw=b"<html>bad gateway</html>")), {}),
+    "nothing": (same(Answer(raw=b"")), {}),
+    "cut stream": (same(Answer(TEXT, break_after=6)), {"stream": True}),
+    "cut at once": (same(Answer(TEXT, break_after=0)), {"stream": True}),
+    "error in the stream": (same(Answer(TEXT, error_after=6)), {"stream": True}),
+    "broken event": (lambda protocol: Answer(raw=protocol.stream('{"id": "c", "choi')), {"stream": True}),
+    "unknown event": (lambda protocol: Answer(raw=protocol.stream('{"hello": "world"}')), {"stream": True}),
+    "no end": (lambda protocol: Answer(raw=protocol.stream(ended=False)), {"stream": True}),
+    "no events": (same(Answer(raw=b"hello\n\nworld\n\n")), {"stream": True}),
+    "empty stream": (same(Answer(raw=b"")), {"stream": True}),
+    "late stream": (same(late), {"stream": True, "timeout": 0.7}),
 }
 
+_OWN = re.compile(
+    r'"(id|item_id|created|created_at|completed_at|input_tokens|prompt_tokens|total_tokens)": ?[^,}]+'
+    r"|time taken=[0-9.]+|(msg|resp|chatcmpl)[-_][A-Za-z0-9_=-]+"
+)
+"""What differs between any two calls, and what the provider counts of a request."""
 
-def outcome(client: httpx.Client, body: dict[str, Any], **headers: str) -> tuple[Any, ...]:
+
+def _said(line: str) -> str | None:
+    """The text that a line of a stream brings; None if it brings something else."""
+    try:
+        data = json.loads(line.removeprefix("data: ")) if line.startswith("data: {") else {}
+    except ValueError:
+        return None
+    if data.get("choices"):
+        content = data["choices"][0]["delta"].get("content")
+        return content if isinstance(content, str) and not data["choices"][0].get("finish_reason") else None
+    delta = data.get("delta")
+    if data.get("type") == "response.output_text.delta":
+        return str(delta)
+    return delta.get("text") if isinstance(delta, dict) else None
+
+
+def outcome(client: httpx.Client, path: str, body: dict[str, Any], **headers: str) -> tuple[Any, ...]:
     """What a client sees: the status, the text, what is no text (without ids and times), and how it ended."""
     lines: list[str] = []
     ended = "well"
     status = 0
     try:
-        with client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
+        with client.stream("POST", path, json=body, headers=headers) as response:
             status = response.status_code
             lines = list(response.iter_lines())
     except httpx.TransportError as error:
         ended = type(error).__name__
     text, rest = "", []
     for line in lines:
-        data = json.loads(line[6:]) if line.startswith("data: {") else None
-        if data is not None and data.get("choices"):
-            text += data["choices"][0]["delta"].get("content") or ""
-            rest += [reason] if (reason := data["choices"][0].get("finish_reason")) else []
-        elif line:
-            rest.append(re.sub(r'"(id|created)": ?[^,}]+|time taken=[0-9.]+', "", line))
+        said = _said(line)
+        if said is not None:
+            text += said
+        elif line and not line.startswith("event:"):
+            rest.append(_OWN.sub("", line))
     return status, text, rest, ended
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", PROTOCOLS)
 def test_faults_of_the_provider_look_as_without_krunch(
-    fault: str, proxy: Proxy, answers: dict[str, Any], model_server: Upstream
+    name: str, fault: str, proxy: Proxy, answers: dict[str, Any], model_server: Upstream
 ) -> None:
     """Errors, timeouts, cut streams and malformed replies: status, text, error and ending are the same with Krunch."""
-    answer, options = FAULTS[fault]
-    question = f"What is it? ({fault})"
-    answers[question] = answer
-    messages = [{"role": "user", "content": STORY}, {"role": "user", "content": question}]
-    body = {
-        "model": "gpt-4o",
-        "messages": messages,
-        "num_retries": 0,
-        "cache": {"no-cache": True, "no-store": True},
-        **options,
-    }
+    make, options = FAULTS[fault]
+    protocol = PROTOCOLS[name]
+    uncached: dict[str, Any] = {"num_retries": 0}
+    if name == "chat":
+        uncached["cache"] = {"no-cache": True, "no-store": True}
     with proxy.client(KEY, x_session_id="faults") as client:
-        for _ in range(4):  # how much of a cut connection arrives is chance, with and without Krunch
-            plain = outcome(client, body, **{"x-krunch": "off"})
-            sent_plain = model_server.requests[-1]["messages"]
-            served = outcome(client, body)
-            sent = model_server.requests[-1]["messages"]
+        for attempt in range(4):  # how much of a cut connection arrives is chance, with and without Krunch
+            question = f"What is it? ({name}, {fault}, {attempt})"
+            answers[question] = make(protocol)
+            body = protocol.body(question, **uncached, **options)
+            plain = outcome(client, protocol.path, body, **{"x-krunch": "off"})
+            sent_plain = model_server.requests[-1]
+            served = outcome(client, protocol.path, body)
+            sent = model_server.requests[-1]
             if served == plain:
                 break
 
-    assert sent_plain == messages
-    assert len(json.dumps(sent)) < 0.8 * len(json.dumps(messages))
+    assert STORY in json.dumps(sent_plain)
+    assert len(json.dumps(sent)) < 0.85 * len(json.dumps(sent_plain))
     assert served == plain
 
 
@@ -130,19 +209,72 @@ def test_a_call_that_fails_is_counted(proxy: Proxy, answers: dict[str, Any]) -> 
     proxy.eventually(lambda: proxy.stats("sk-user-failing")["krunch"]["totals"]["broken_replies"], 1)
 
 
-def test_huge_requests_go_through(proxy: Proxy, model_server: Upstream, answers: dict[str, Any]) -> None:
-    """Five megabytes in one request: the reply is right, and another client is served meanwhile."""
-    answers["And?"] = Answer(TEXT)
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_huge_requests_go_through(
+    name: str, proxy: Proxy, model_server: Upstream, answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five megabytes in one request: it is sent smaller, and the reply is right."""
+    question = f"And? ({name})"
+    answers[question] = Answer(TEXT)
     line = "row {} of the table holds the readings of the northern lighthouse: {}, {} and {}\n"
     table = "".join(line.format(n, n * 7 % 1013, n * 11 % 997, n * 13 % 991) for n in range(62_000))
-    messages = [{"role": "user", "content": table}, {"role": "user", "content": "And?"}]
     assert len(table) > 5_000_000
+    monkeypatch.setitem(globals(), "STORY", table)
     with proxy.client(KEY) as client:
-        answer = client.post("/v1/chat/completions", json={"model": "gpt-4o", "messages": messages}, timeout=120)
+        answer = client.post(PROTOCOLS[name].path, json=PROTOCOLS[name].body(question), timeout=120)
 
     assert answer.status_code == 200
-    assert answer.json()["choices"][0]["message"]["content"] == TEXT
+    assert TEXT in answer.text
     assert len(json.dumps(model_server.requests[-1])) < len(table)
+
+
+def test_workers_killed_in_the_middle_of_a_stream(
+    tmp_path: Path, start_proxy: Callable[..., Proxy], answers: dict[str, Any]
+) -> None:
+    """The client sees its connection break, as without Krunch; new workers serve the session, exactly."""
+    answers["Slowly?"] = Answer(TEXT * 3_000)
+    answers["And now?"] = Answer(TEXT)
+    running = start_proxy(tmp_path, {"KRUNCH_HOME": str(tmp_path / "home")}, "--workers", "2")
+    try:
+        body = PROTOCOLS["chat"].body("Slowly?", stream=True)
+        heard = ""
+        with running.client(KEY, x_session_id="killed") as client:
+            for said in _until_it_breaks(client, body):
+                if not heard:
+                    for worker in running.children():
+                        os.kill(worker, signal.SIGKILL)
+                heard += said
+        assert (TEXT * 3_000).startswith(heard)
+        for streamed in (True, False):
+            assert _served(running, streamed=streamed) == TEXT
+        with running.client(KEY) as client:
+            shown = client.get("/v1/compression/sessions/killed").raise_for_status().json()
+        assert shown["recorded"]
+    finally:
+        running.stop()
+
+
+def _until_it_breaks(client: httpx.Client, body: dict[str, Any]) -> Iterator[str]:
+    """The text of a stream, up to where its connection breaks; that it does is asserted."""
+    lines = 0
+    with pytest.raises(httpx.TransportError), client.stream("POST", "/v1/chat/completions", json=body) as response:  # noqa: PT012 - which line breaks is chance
+        for lines, line in enumerate(response.iter_lines()):  # noqa: B007 - as far as it got
+            yield _said(line) or ""
+    assert lines
+
+
+def _served(running: Proxy, *, streamed: bool) -> str:
+    """The reply of a proxy whose workers have to be started again first."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return running.text(
+                KEY, session="killed", messages=PROTOCOLS["chat"].body("And now?")["messages"], stream=streamed
+            )
+        except httpx.TransportError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 @pytest.fixture
@@ -158,27 +290,29 @@ def no_store(guarded: Proxy) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("name", PROTOCOLS)
 def test_a_store_that_cannot_be_written_harms_no_request(
-    guarded: Proxy, no_store: None, answers: dict[str, Any], *, streamed: bool
+    guarded: Proxy, no_store: None, answers: dict[str, Any], model_server: Upstream, name: str, *, streamed: bool
 ) -> None:
     """Requests are compressed and replies exact while the history cannot be written, and that is counted."""
+    protocol = PROTOCOLS[name]
     answers["Is it closed?"] = Answer(TEXT)
-    asked = [{"role": "user", "content": STORY}, {"role": "user", "content": "Is it closed?"}]
-    guardrails = ["krunch-expand", "watcher", "krunch-compress"]
-
-    said = [
-        guarded.text(session=f"lost {number}", messages=asked, stream=streamed, guardrails=guardrails)
-        for number in range(3)
-    ]
-
-    assert said == [TEXT] * 3
+    guardrails = ["krunch-expand", "watcher", "krunch-compress"] if name == "chat" else GUARDRAILS
+    body = protocol.body("Is it closed?", stream=streamed, guardrails=guardrails)
+    for number in range(3):
+        with guarded.client(x_session_id=f"lost {name} {number}") as client:
+            answer = client.post(protocol.path, json=body)
+        assert answer.status_code == 200, answer.text
+        said = "".join(filter(None, map(_said, answer.text.splitlines())))
+        assert said == TEXT if streamed else TEXT in answer.text
+        assert STORY not in json.dumps(model_server.requests[-1])
 
 
 def test_the_store_works_again_afterwards(guarded: Proxy, answers: dict[str, Any]) -> None:
     """Once the directory is back, what was counted is told, and new exchanges are recorded."""
     answers["And now?"] = Answer(TEXT)
     asked = [{"role": "user", "content": f"{next(_numbers)} {STORY}"}, {"role": "user", "content": "And now?"}]
-    guarded.text("sk-user-again", session="again", messages=asked, guardrails=["krunch-expand", "krunch-compress"])
+    guarded.text("sk-user-again", session="again", messages=asked, guardrails=GUARDRAILS)
 
     with guarded.client("sk-user-again") as client:
         shown = client.get("/v1/compression/sessions/again").json()

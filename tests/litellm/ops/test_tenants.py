@@ -180,3 +180,57 @@ def test_what_opts_out_is_cached_as_without_krunch(proxy: Proxy) -> None:
 
     assert off[ALICE] & off[BOB]
     assert served.isdisjoint(off[ALICE] | off[BOB])
+
+
+def counted(proxy: Proxy, key: str) -> int:
+    """How many requests of a key were counted."""
+    return int(proxy.stats(key)["krunch"]["totals"]["requests"])
+
+
+def test_two_users_without_a_session_share_nothing(proxy: Proxy, answers: dict[str, Any]) -> None:
+    """Two keys, no session, the same "hi", then the same long text: each gets its own, and no session is told of.
+
+    Neither the other's reply from LiteLLM's cache, nor a symbol, nor a figure crosses the line.
+    """
+    ann, ben = "sk-user-ann-unnamed", "sk-user-ben-unnamed"
+    hi = [{"role": "user", "content": "hi"}]
+    greeted = {key: {proxy.text(key, messages=hi) for _ in range(4)} for key in (ann, ben)}
+    assert greeted[ann].isdisjoint(greeted[ben])
+
+    secret = [*hi, {"role": "assistant", "content": "Hello."}, {"role": "user", "content": SECRET}]
+    told = {proxy.text(ann, messages=secret) for _ in range(3)}
+    assert all("Bluebird" in reply for reply in told)
+    # Ben goes on from the same beginning. A model that writes Ann's symbols to him writes nothing but symbols.
+    answers["And what did the others say?"] = lambda _: Answer("¤1 ¤2 ¤3")
+    asked = [*hi, {"role": "assistant", "content": "Hello."}]
+    asked.append({"role": "user", "content": "And what did the others say?"})
+    assert {proxy.text(ben, messages=asked) for _ in range(4)} == {"¤1 ¤2 ¤3"}
+    same = {proxy.text(ben, messages=secret) for _ in range(3)}
+    assert same.isdisjoint(told)
+
+    for key, requests in ((ann, 7), (ben, 11)):
+        proxy.eventually(partial(counted, proxy, key), requests)
+        shown = proxy.stats(key)["krunch"]["sessions"]
+        assert {one["session"] for one in shown} <= {None}
+        assert len({one["tenant"] for one in shown}) == 1
+    tenants = [proxy.stats(key)["krunch"]["sessions"][0]["tenant"] for key in (ann, ben)]
+    assert tenants[0] != tenants[1]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_nothing_is_recorded_or_recalled_without_a_session(
+    guarded: Proxy, model_server: Upstream, *, streamed: bool
+) -> None:
+    """With a store and a window, a request that names no session leaves nothing behind that another could be told."""
+    guardrails = ["krunch-expand", "krunch-compress"]
+    long = [{"role": "user", "content": f"{SECRET} ({number}, {streamed})"} for number in range(30)]
+    guarded.text("sk-user-unnamed-one", messages=long, stream=streamed, guardrails=guardrails)
+    guarded.text("sk-user-unnamed-two", messages=[{"role": "user", "content": "hi"}], stream=streamed,
+                 guardrails=guardrails)  # fmt: skip
+    question = [{"role": "user", "content": OTHER * 8}, {"role": "user", "content": "Where is project Bluebird?"}]
+    for key in ("sk-user-unnamed-one", "sk-user-unnamed-two"):
+        guarded.text(key, messages=question, stream=streamed, guardrails=guardrails)
+
+        assert "Trieste" not in str(model_server.requests[-1])
+        with guarded.client(key) as client:
+            assert client.get("/v1/compression/sessions/hi").status_code == 404
