@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from krunch_plugins.errors import FrameDamaged, StoreBusy, StoreFull
@@ -44,15 +45,24 @@ class Forgotten:
     scrubbed: bool = True
 
 
-def remove(ledger: Ledger, session: str, tenant: str | None, report: Forgotten) -> str | None:
+def remove(
+    ledger: Ledger, session: str, tenant: str | None, report: Forgotten, unless_used_since: float | None = None
+) -> str | None:
     """Remove a session in one transaction; what still has to be cleaned up is noted in the same one.
+
+    Args:
+        ledger: where the session lies.
+        session: its name.
+        tenant: whose it is.
+        report: is added to.
+        unless_used_since: leave a session that has been used since this time; seconds since the epoch.
 
     Returns:
         The session's key, or None if there is no such session.
     """
     with ledger.cold.transaction():
         record = ledger.find(session, tenant)
-        if record is None:
+        if record is None or (unless_used_since is not None and record.used >= unless_used_since):
             return None
         holder = ledger.shelf.need(f"t/{record.tenant}", Tenant)
         for number in record.log:
@@ -193,7 +203,10 @@ def expire(
             continue
         for record in ledger.sessions(tenant):
             try:
-                keep = _first_kept(ledger, record, cutoff, keep_turns)
+                found = ledger.steady(partial(_first_kept, ledger, record.id, cutoff, keep_turns))
+                if found is None:  # removed meanwhile
+                    continue
+                record, keep = found  # noqa: PLW2901 - the same session, as it is now
                 if _aged(record, keep, cutoff):
                     aged.append(record.id)
                 if _expire_session(ledger, record, keep, cutoff, report):
@@ -203,23 +216,28 @@ def expire(
     return touched, aged, failed
 
 
-def _first_kept(ledger: Ledger, record: Session, cutoff: float | None, keep_turns: int | None) -> int:
-    """Number of the first turn of a session that retention lets stay."""
+def _first_kept(
+    ledger: Ledger, inside: str, cutoff: float | None, keep_turns: int | None
+) -> tuple[Session, int] | None:
+    """A session as it is now, and the number of its first turn that retention lets stay; None if it is gone."""
+    record = ledger.shelf.load(f"s/{inside}", Session)
+    if record is None:
+        return None
     keep = record.first if keep_turns is None else max(record.first, record.next - keep_turns)
-    return keep if cutoff is None else max(keep, _first_since(ledger, record, keep, cutoff))
+    return record, keep if cutoff is None else max(keep, _first_since(ledger, record, keep, cutoff))
 
 
 def _expire_session(ledger: Ledger, record: Session, keep: int, cutoff: float | None, report: Forgotten) -> bool:
     """Give up a session's turns before number `keep`, or all of it; whether there was anything to give up."""
     if keep >= record.next and cutoff is not None and record.used < cutoff:
-        remove(ledger, to_text(record.name), tenant_text(record.tenant_name), report)
-    elif keep > record.first:
+        name, tenant = to_text(record.name), tenant_text(record.tenant_name)
+        return remove(ledger, name, tenant, report, unless_used_since=cutoff) is not None
+    if keep > record.first:
         pack(ledger, record.id)
         report.turns += trim(ledger, record.id, min(keep, record.next))
         report.scrubbed = False
-    else:
-        return False
-    return True
+        return True
+    return False
 
 
 def drop_states(ledger: Ledger, inside: str, cutoff: float | None, report: Forgotten) -> None:

@@ -180,6 +180,32 @@ def test_retention_by_age(open_store: Open, tmp_path: Path) -> None:
     assert store.check().ok
 
 
+def test_retention_leaves_a_session_that_is_used_again_while_it_is_at_work(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another process appends after the sessions were listed is acknowledged, and stays."""
+    day = 86_400.0
+    clock = [day]
+    store = open_store(retention_days=1, clock=lambda: clock[0])
+    other = open_store(clock=lambda: clock[0])
+    for name in ("a", "b", "c"):
+        store.append(name, says("old"))
+    clock[0] = 30 * day
+    listed = ledger.Ledger.sessions
+
+    def sessions(of: ledger.Ledger, tenant: str | None) -> object:
+        found = listed(of, tenant)
+        other.append("b", says("I am back"))
+        return found
+
+    monkeypatch.setattr(ledger.Ledger, "sessions", sessions)
+    report = store.expire()
+
+    assert report.sessions == 2
+    assert store.info("a") is None
+    assert store.turns("b")[-1].message == says("I am back")[0]
+
+
 def test_retention_by_count(open_store: Open) -> None:
     """At most so many turns of a session are kept, the newest, also across segments and pages."""
     store = open_store(retention_turns=1100)
