@@ -318,13 +318,25 @@ class Plugins:
 
 
 def copy_tree(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
-    """A copy of nested dicts, lists and tuples; everything else is shared."""
+    """A copy of nested dicts, lists and tuples; everything else is shared.
+
+    Where something is nested deeper than Python can follow, only messages and lists of them are copied.
+    """
+    try:
+        return _copied(value)
+    except RecursionError:
+        if isinstance(value, list):
+            return [dict(item) if isinstance(item, dict) else item for item in value]
+        return dict(value) if isinstance(value, dict) else value
+
+
+def _copied(value: Any) -> Any:  # noqa: ANN401 - as above
     if isinstance(value, dict):
-        return {key: copy_tree(item) if isinstance(item, _NESTED) else item for key, item in value.items()}
+        return {key: _copied(item) if isinstance(item, _NESTED) else item for key, item in value.items()}
     if isinstance(value, list):
-        return [copy_tree(item) if isinstance(item, _NESTED) else item for item in value]
+        return [_copied(item) if isinstance(item, _NESTED) else item for item in value]
     if isinstance(value, tuple):
-        return tuple(copy_tree(item) for item in value)
+        return tuple(_copied(item) for item in value)
     return value
 
 

@@ -269,7 +269,8 @@ class Settings(BaseModel):
             raise explain(error, type(self).model_fields, _WORDS) from None
 
     def __hash__(self) -> int:
-        return hash(self.model_dump_json())  # the tables among the settings are dicts, which have no hash of their own
+        # The tables among the settings are dicts, which have no hash; settings that differ there only are rare.
+        return hash((self.mode, self.profile, self.roles, self.min_tokens, self.memo_bytes, self.home))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

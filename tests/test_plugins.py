@@ -64,6 +64,20 @@ def test_plugins_come_and_go(krunch: Krunch) -> None:
     assert krunch.plugins() == BUILT_IN
 
 
+def test_messages_too_deep_to_copy_pass_by_plugins_all_the_same(krunch: Krunch) -> None:
+    """A request fails open: the list and its messages are copies, what lies too deep in them is shared."""
+    krunch.register(Marker())
+    deep: Any = "x"
+    for _ in range(5_000):
+        deep = {"a": deep}
+    given = [{"role": "user", "content": "hi", "extra": deep}]
+    exchange = krunch.prepare(given, model="gpt-4o")
+    exchange.messages[0]["content"] = "changed"
+
+    assert given[0]["content"] == "hi"
+    assert exchange.finish({"role": "assistant", "content": "ho", "extra": deep})["content"] == "ho"
+
+
 def test_the_last_registered_comes_first(krunch: Krunch) -> None:
     """Outside plugins run in pluggy's order: last registered first, within `tryfirst` and `trylast`."""
 

@@ -241,3 +241,10 @@ def test_a_home_that_is_no_path() -> None:
         Settings(home=3)
 
     assert raised.value.allowed == "a path"
+
+
+def test_equal_settings_have_one_hash() -> None:
+    """In whatever order their roles were named."""
+    orders = ["user", "assistant", "tool", "system"], ["system", "tool", "assistant", "user"]
+
+    assert len({Settings(roles=frozenset(order)) for order in orders}) == 1

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from krunch_plugins.turns import Message
 
 
+_LONG_NUMBER = "a number of thousands of digits"
+
+
 def read(sent: str, dictionary: Dictionary, known: int) -> tuple[list[Segment], list[Definition]]:
     """A text as sent, with every stage undone but the references to earlier lines, and what it defines."""
     view = View(dictionary, known)
@@ -49,12 +52,18 @@ class Reader:
         Raises:
             KeyError: something that no text before it defines.
         """
-        segments, found = read(sent, self.dictionary, len(self.dictionary.definitions))
+        try:
+            segments, found = read(sent, self.dictionary, len(self.dictionary.definitions))
+        except ValueError:  # a number of more digits than Python reads
+            raise KeyError(_LONG_NUMBER) from None
         for definition in found:
             if isinstance(definition, Shape) and not definition.keys:  # what stands behind its name is no value
                 raise KeyError(definition.name)
         self.dictionary.extend(found)
-        return list(zip(segments, repeats.walk(segments, self.dictionary.lines), strict=True))
+        try:
+            return list(zip(segments, repeats.walk(segments, self.dictionary.lines), strict=True))
+        except ValueError:
+            raise KeyError(_LONG_NUMBER) from None
 
 
 def restore(messages: Iterable[Message]) -> list[Message]:

@@ -175,6 +175,18 @@ class RequestEfficiency:
         return tokens / self.tokens_before if self.tokens_before else 0.0
 
 
+class Standing(NamedTuple):
+    """What figures need of the state after a message: a state itself would hold the texts of its whole conversation."""
+
+    known: int
+    monitor: Monitor
+
+    @classmethod
+    def after(cls, encoded: EncodedMessage) -> Standing:
+        """Of the state after this message."""
+        return cls(encoded.state.known, encoded.state.monitor)
+
+
 class Series:
     """The requests of one growing conversation.
 
@@ -195,7 +207,7 @@ class Series:
         for position in range(self.messages, len(encoded)):
             report = encoded[position].report
             if position and report.role == "assistant":
-                self.requests.append(self._close(encoded[position - 1], settings))
+                self.requests.append(self.current(Standing.after(encoded[position - 1]), settings))
                 self._complete += 1
                 self._known = encoded[position - 1].state.known
             self._before += report.tokens_before
@@ -204,24 +216,20 @@ class Series:
             self._used += report.symbols_used
         self.messages = len(encoded)
 
-    def current(self, last: EncodedMessage, settings: EfficiencySettings) -> RequestEfficiency:
+    def current(self, last: Standing, settings: EfficiencySettings) -> RequestEfficiency:
         """The request that ends with the last message counted."""
-        return self._close(last, settings)
-
-    def _close(self, last: EncodedMessage, settings: EfficiencySettings) -> RequestEfficiency:
-        state = last.state
         net = 1 - self._after / self._before if self._before else 0.0
         return RequestEfficiency(
             request=self._complete + 1,
             tokens_before=self._before,
             tokens_after=self._after,
             overhead_tokens=self._overhead,
-            symbols_available=state.known,
+            symbols_available=last.known,
             symbols_used=self._used,
-            symbols_added=state.known - self._known,
-            entry_efficiency=state.monitor.efficiency(),
+            symbols_added=last.known - self._known,
+            entry_efficiency=last.monitor.efficiency(),
             trend=trend([*(one.net_efficiency for one in self._last(settings)), net]),
-            status=state.monitor.status(settings),
+            status=last.monitor.status(settings),
         )
 
     def _last(self, settings: EfficiencySettings) -> list[RequestEfficiency]:

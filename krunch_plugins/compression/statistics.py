@@ -11,7 +11,7 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from krunch_plugins.compression.efficiency import RequestEfficiency, Series
+from krunch_plugins.compression.efficiency import RequestEfficiency, Series, Standing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -174,7 +174,7 @@ class _Conversation:
 
     def __init__(self) -> None:
         self.series = Series()
-        self.last: EncodedMessage | None = None
+        self.last: Standing | None = None
         self.key: Key = b""
         self.turns = 0
         self.tokens = [0, 0]
@@ -232,7 +232,7 @@ class Statistics:
             if counted > len(keys) or (counted and keys[counted - 1] != known.key):
                 known.series = Series()  # the client edited what it had said before
             known.series.add(encoded, self._settings)
-            known.last = encoded[-1]
+            known.last = Standing.after(encoded[-1])
             known.key = keys[-1]
             known.tokens[0] += report.tokens_before
             known.tokens[1] += report.tokens_after

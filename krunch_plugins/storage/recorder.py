@@ -89,6 +89,23 @@ def compare(
     return new, not any(answered(reference, after, answer) for reference, (_, after) in pairs)
 
 
+def _laid_over(recorded: Sequence[Digest], sent: Sequence[Digest], common: int) -> dict[int, int]:
+    """Which positions of a request fit which of what was recorded; the first `common` of both are equal.
+
+    Where the two end alike, too, only what lies between is searched: that takes time that grows with its square where
+    texts repeat, and most edits are small.
+    """
+    most = min(len(recorded), len(sent)) - common
+    alike = next((size for size in range(most) if recorded[-1 - size] != sent[-1 - size]), most)
+    ends = len(sent) - alike, len(recorded) - alike
+    fits = {index: index for index in range(common)}
+    blocks = SequenceMatcher(None, sent[common : ends[0]], recorded[common : ends[1]], autojunk=False)
+    for start, at, size in blocks.get_matching_blocks():
+        fits.update((common + start + offset, common + at + offset) for offset in range(size))
+    fits.update((ends[0] + offset, ends[1] + offset) for offset in range(alike))
+    return fits
+
+
 def unrecorded(recorded: Sequence[Digest], sent: Sequence[Digest]) -> tuple[list[int], int]:
     """Which messages of a request have not been recorded.
 
@@ -110,13 +127,12 @@ def unrecorded(recorded: Sequence[Digest], sent: Sequence[Digest]) -> tuple[list
         common += 1
     if common in (len(recorded), len(sent)):
         return list(range(common, len(sent))), common
-    fits: dict[int, int] = {}
-    for start, at, size in SequenceMatcher(None, sent, recorded, autojunk=False).get_matching_blocks():
-        fits.update((start + offset, at + offset) for offset in range(size))
+    fits = _laid_over(recorded, sent, common)
     last = max(fits, default=-1)
     spare: dict[Digest, int] = {}
+    fitting = set(fits.values())
     for at, ours in enumerate(recorded):
-        if at not in fits.values():
+        if at not in fitting:
             spare[ours] = spare.get(ours, 0) + 1
     new = []
     for index, theirs in enumerate(sent):

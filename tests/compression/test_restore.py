@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from krunch_plugins import Krunch, KrunchError, Settings, restore
+from krunch_plugins.errors import RestoreError
 
 REPEATS = "the retry policy of this service waits longer each time it fails\n"
 
@@ -78,6 +79,13 @@ def test_whatever_it_is_given_it_restores_or_says_that_it_cannot() -> None:
                 laws.check_shape(messages, restored)
 
     assert refused, "no request was broken enough to be refused"
+
+
+@pytest.mark.parametrize("text", ['¤{}{{"a":1}}', "¤{}|a {{}} b\nfoo", "¤[{} lines a … b]", "¤[numbers +{}: a]"])
+def test_numbers_of_more_digits_than_python_reads_are_an_error_like_any_other(text: str) -> None:
+    """Nobody writes such a request but to see what happens."""
+    with pytest.raises(RestoreError):
+        restore([{"role": "user", "content": text.format("1" * 5000)}])
 
 
 def test_a_reference_to_what_was_dropped_is_an_error_that_names_the_message() -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import gc
 import json
+import random
 import threading
+import tracemalloc
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -156,6 +159,24 @@ def test_reset_forgets_a_session_a_tenant_or_everything() -> None:
         assert krunch.stats().active_conversations == 0
         assert krunch.stats().total_turns_processed == 0
         assert krunch.stats().memory_usage_kb == 0
+
+
+def test_statistics_hold_no_texts() -> None:
+    """Where the memo keeps nothing, nothing is kept of a conversation but its figures."""
+    rng = random.Random(5)
+    texts = ["\n".join(f"{rng.random()} and {rng.random()}" for _ in range(2_000)) for _ in range(12)]
+    with Krunch(Settings(memo_bytes=0, profile="safe")) as krunch:
+        krunch.prepare([{"role": "user", "content": texts[0]}], model="gpt-4o", session="first")
+        tracemalloc.start()
+        try:
+            for number, text in enumerate(texts):
+                krunch.prepare([{"role": "user", "content": text}], model="gpt-4o", session=f"s{number}")
+            gc.collect()
+            held = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+
+    assert held < len(texts[0])
 
 
 def test_no_more_conversations_are_kept_than_allowed() -> None:

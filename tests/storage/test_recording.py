@@ -216,6 +216,20 @@ def test_windows_of_any_history(history: list[str], start: int, added: list[str]
     assert [window[index] for index in new] == added
 
 
+@given(
+    history=st.lists(st.sampled_from("abc"), min_size=1, max_size=12),
+    place=st.integers(0, 11),
+    text=st.sampled_from("xyz"),
+)
+def test_an_edit_anywhere_is_the_one_new_message(history: list[str], place: int, text: str) -> None:
+    """The messages on both sides of it were sent before, whatever they are."""
+    edited = list(history)
+    edited[place % len(history)] = text
+    new, _ = unrecorded(*([digest(user(one)) for one in texts] for texts in (history, edited)))
+
+    assert new == [place % len(history)]
+
+
 @pytest.mark.parametrize(
     "message", [{}, {"role": "user"}, {"content": [1, None]}, {"tool_calls": ["x"], "content": {"a": 1}}]
 )
