@@ -35,6 +35,10 @@ PACK_TURNS = 100
 _NAMES_KEPT = 20_000
 _EXPIRE_SECONDS = 3600.0
 
+_SETTLE_REST = 100
+"""Upkeep rests for so many times as long as rebuilding the file has taken, since nobody can write meanwhile: logs that
+are trimmed all the time would have a large store rebuilt all the time."""
+
 
 @dataclass(slots=True)
 class Known:
@@ -74,6 +78,7 @@ class Tiers:
         self._names: dict[str, tuple[str, str | None]] = {}
         self._tried: dict[str | None, int] = {}
         self._expired = time.monotonic()
+        self._settle_from = 0.0
         self._count_lock = threading.Lock()
         self.upkeep = Upkeep(upkeep_seconds, self._pack_draft, self._keep_up)
 
@@ -215,7 +220,11 @@ class Tiers:
         for key in list(self.hot.keys()):
             if ledger.shelf.load(f"s/{key}", Session) is None:  # another process forgot it
                 self.let_go(self.hot.take(key, "forget"))
-        retention.settle(ledger)
+        started = time.monotonic()
+        if started >= self._settle_from:
+            retention.settle(ledger)
+            ended = time.monotonic()
+            self._settle_from = ended + _SETTLE_REST * (ended - started)
         if self._expire is not None and time.monotonic() - self._expired >= _EXPIRE_SECONDS:
             self._expired = time.monotonic()
             self._expire()

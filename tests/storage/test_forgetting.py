@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import pytest
 
 from krunch_plugins import ConversationStore, Turn
 from krunch_plugins.storage import ledger
+from krunch_plugins.storage.cold import DiskTier
 from krunch_plugins.turns import APART
 
 from .conftest import many, says
@@ -204,6 +206,28 @@ def test_retention_leaves_a_session_that_is_used_again_while_it_is_at_work(
     assert report.sessions == 2
     assert store.info("a") is None
     assert store.turns("b")[-1].message == says("I am back")[0]
+
+
+def test_trimming_all_the_time_does_not_rebuild_the_file_all_the_time(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rebuilding it keeps writers waiting, the longer the larger it is."""
+    rebuilt = []
+    scrub = DiskTier.scrub
+
+    def slow(tier: DiskTier) -> bool:
+        rebuilt.append(time.monotonic())
+        time.sleep(0.2)
+        return scrub(tier)
+
+    monkeypatch.setattr(DiskTier, "scrub", slow)
+    store = open_store(upkeep_seconds=0.02)
+    store.append("log", many(40))
+    for start in range(1, 40):
+        store.trim("log", start)
+        time.sleep(0.02)
+
+    assert len(rebuilt) == 1
 
 
 def test_retention_by_count(open_store: Open) -> None:
