@@ -15,7 +15,7 @@ import numpy as np
 
 from krunch_plugins.errors import SnapshotError, StoreClosed, StoreError
 from krunch_plugins.recall.embedding import BATCH_TEXTS, batches, embed
-from krunch_plugins.recall.embedding_pages import EmbeddingPages, digest
+from krunch_plugins.recall.embedding_pages import MODELS, EmbeddingPages, digest
 from krunch_plugins.recall.embedding_space import Space
 from krunch_plugins.recall.files import FileLock
 from krunch_plugins.recall.reading import readable
@@ -61,6 +61,7 @@ class EmbeddingIndex:
 
     - No text is embedded twice: an embedding is looked for in the store's pages, then among the tenant's other turns of
       the same text. Processes take turns (a lock file), so each finds what the other embedded.
+    - The embeddings of other models stay where they are: some other process may want them.
     - What was embedded is in the store before the next batch or two, so a crash or an embedder that goes down costs
       little.
 
@@ -173,7 +174,7 @@ class EmbeddingIndex:
                 space.cursor = cursor
                 space.changes += 1
             if not space.complete.is_set():
-                self._vector_files(tenant).remove_others()
+                self._vector_files(tenant).remove_others(keep=MODELS - 1)
                 space.complete.set()
             if space.changes - space.saved >= max(4 * _SAVE_FROM, _SAVE_SHARE * len(space.vectors)):
                 self._save(tenant, space)
@@ -373,7 +374,9 @@ class EmbeddingIndex:
 
     def _forget_files(self, tenant: str | None) -> None:
         """Remove the files, for they may hold what was forgotten, also where another process wrote them."""
-        if self._vector_files(tenant).remove() and self.known.is_set():
+        files = self._vector_files(tenant)
+        files.remove_others()
+        if files.remove() and self.known.is_set():
             space = self.space(tenant)
             with space.lock:
                 space.saved = 0
