@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from krunch_plugins.cli.embedders import for_searching
 from krunch_plugins.cli.terminal import console, printable
 from krunch_plugins.krunch import Krunch
 from krunch_plugins.settings import Settings
@@ -23,7 +24,7 @@ def run(session: str, mode: ContextMode, query: str | None, budget: int, tenant:
         if store.info(session, tenant) is None:
             typer.echo(f"krunch: there is no session {session!r}; krunch sessions lists them", err=True)
             return 2
-        with Krunch(settings, store=store) as krunch:
+        with Krunch(for_searching(settings, store, tenant) if mode == "smart" else settings, store=store) as krunch:
             messages = krunch.context(session, mode, query=query, budget=budget, tenant=tenant)
     out = console()
     for message in messages:

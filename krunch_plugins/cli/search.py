@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.table import Table
 
+from krunch_plugins.cli.embedders import for_searching
 from krunch_plugins.cli.terminal import console, printable
 from krunch_plugins.krunch import Krunch
 from krunch_plugins.recall.texts import text_of
@@ -26,7 +27,7 @@ def run(query: str, *, session: str | None, tenant: str | None, k: int) -> int:
     settings = Settings.from_environment()
     with (
         ConversationStore(settings.home, durability=settings.durability) as store,
-        Krunch(settings, store=store) as krunch,
+        Krunch(for_searching(settings, store, tenant), store=store) as krunch,
     ):
         if not krunch.flush():
             typer.echo("not everything is indexed yet; what is missing is found later", err=True)

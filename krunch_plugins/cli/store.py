@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.table import Table
 
+from krunch_plugins.cli.embedders import by_words
 from krunch_plugins.cli.terminal import console, printable
 from krunch_plugins.krunch import Krunch
 from krunch_plugins.settings import Settings
@@ -91,7 +92,8 @@ def import_(file: Path, tenant: str | None) -> int:
 def forget(session: str, tenant: str | None) -> int:
     """Remove every trace of a session; the exit code."""
     settings = Settings.from_environment()
-    with _open() as store, Krunch(settings, store=store) as krunch:  # the indexes of recall forget with it
+    # The indexes of recall forget with it. Vectors do so without their embedder, which only the program has.
+    with _open() as store, Krunch(by_words(settings), store=store) as krunch:
         if store.info(session, tenant) is None:
             return _unknown(session)
         removed = krunch.forget(session, tenant=tenant)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+BUILT_IN = "krunch-hashing-"
+"""What the names of the built-in embedder begin with, whatever its version and dimension."""
 BUCKETS = 1 << 16
 """Buckets of the table of document frequencies; features share them by hash."""
 IDF_SCALE = 24.0
@@ -65,7 +67,7 @@ class HashingEmbedder:
         if dimension < 1:
             raise ValueError(f"dimension is {dimension}; allowed: 1 or more")
         self.dimension = dimension
-        self.name = f"krunch-hashing-1-{dimension}"
+        self.name = f"{BUILT_IN}1-{dimension}"
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors of the texts, float32, of length 1; one without any word is all zeros.

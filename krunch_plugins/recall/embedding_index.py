@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from krunch_plugins.errors import SnapshotError, StoreClosed, StoreError
+from krunch_plugins.recall.embedders import HashingEmbedder
 from krunch_plugins.recall.embedding import BATCH_TEXTS, batches, embed
-from krunch_plugins.recall.embedding_pages import EmbeddingPages, digest
+from krunch_plugins.recall.embedding_calls import LeftBehind, until
+from krunch_plugins.recall.embedding_pages import MODELS, EmbeddingPages, digest
 from krunch_plugins.recall.embedding_space import Space
 from krunch_plugins.recall.files import FileLock
 from krunch_plugins.recall.reading import readable
@@ -61,6 +63,7 @@ class EmbeddingIndex:
 
     - No text is embedded twice: an embedding is looked for in the store's pages, then among the tenant's other turns of
       the same text. Processes take turns (a lock file), so each finds what the other embedded.
+    - The embeddings of other models stay where they are: some other process may want them.
     - What was embedded is in the store before the next batch or two, so a crash or an embedder that goes down costs
       little.
 
@@ -104,12 +107,12 @@ class EmbeddingIndex:
         """A tenant's embeddings, from its files at first.
 
         Raises:
-            Exception: whatever an embedder raises that has to be asked for its dimension, and is down. Searches wait
-                for `known` instead, so that they never ask.
+            Exception: whatever an embedder raises that has to be asked for its dimension, and is down; `LeftBehind`
+                after `stop`. Searches wait for `known` instead, so that they never ask.
         """
         dimension = self._dimension
         if dimension is None:
-            dimension = self._dimension = int(self.embedder.dimension)
+            dimension = self._dimension = until(self._stopping, lambda: int(self.embedder.dimension))
             self.known.set()
         if self._process != os.getpid():  # after a fork: a lock may be held by a thread that only the parent has
             self._process, self._lock, self._spaces = os.getpid(), threading.Lock(), OrderedDict()
@@ -173,7 +176,7 @@ class EmbeddingIndex:
                 space.cursor = cursor
                 space.changes += 1
             if not space.complete.is_set():
-                self._vector_files(tenant).remove_others()
+                self._vector_files(tenant).remove_others(keep=MODELS - 1)
                 space.complete.set()
             if space.changes - space.saved >= max(4 * _SAVE_FROM, _SAVE_SHARE * len(space.vectors)):
                 self._save(tenant, space)
@@ -215,7 +218,10 @@ class EmbeddingIndex:
                         self._save(tenant, space)
 
     def stop(self) -> None:
-        """Embed no more than the batch that is on its way; what is left is done after the next start."""
+        """Embed no more than the batch that is on its way, and that only if it is done within a second.
+
+        What is left is done after the next start.
+        """
         self._stopping.set()
 
     def freeze(self) -> None:
@@ -275,7 +281,7 @@ class EmbeddingIndex:
             for batch in batches(list(texts), getattr(self.embedder, "batch_size", BATCH_TEXTS)):
                 if self._stopping.is_set():
                     break
-                for text, vector in zip(batch, embed(self.embedder, batch), strict=True):
+                for text, vector in zip(batch, self._embed(batch), strict=True):
                     if vector is None:
                         self._skip(space, by_digest[texts[text]])
                         continue
@@ -284,8 +290,16 @@ class EmbeddingIndex:
                 if time.monotonic() - written > _WRITE_SECONDS:
                     self._keep(tenant, space, unwritten, made)
                     unwritten, written = [], time.monotonic()
+        except LeftBehind:
+            pass  # `stop` was called; these texts are embedded after the next start
         finally:
             self._keep(tenant, space, unwritten, made)
+
+    def _embed(self, batch: list[str]) -> list[Vector | None]:
+        """The vectors of a batch. `stop` ends the wait for them soon."""
+        if isinstance(self.embedder, HashingEmbedder):  # takes less time than anybody would mind
+            return embed(self.embedder, batch)
+        return until(self._stopping, lambda: embed(self.embedder, batch))
 
     def _from_pages(self, tenant: str | None, space: Space, wanted: Sequence[_Wanted]) -> list[_Wanted]:
         """Take the vectors that the store has; the turns that it has none for."""
@@ -373,7 +387,9 @@ class EmbeddingIndex:
 
     def _forget_files(self, tenant: str | None) -> None:
         """Remove the files, for they may hold what was forgotten, also where another process wrote them."""
-        if self._vector_files(tenant).remove() and self.known.is_set():
+        files = self._vector_files(tenant)
+        files.remove_others()
+        if files.remove() and self.known.is_set():
             space = self.space(tenant)
             with space.lock:
                 space.saved = 0

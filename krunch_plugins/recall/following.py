@@ -338,7 +338,7 @@ class Follower:
             failures = self._failures[tenant] = self._failures.get(tenant, 0) + 1
             delay = min(_RETRY * 2 ** (failures - 1), _RETRY_MOST)
             self._due.setdefault(tenant, time.monotonic() + delay)
-        if failures == 1 and not isinstance(error, StoreClosed):  # that is the end of the process
+        if failures == 1 and not (self._closed or isinstance(error, StoreClosed)):  # that is the end of the process
             log.warning("index %r is behind, and is tried again: %s", self.name, type(error).__name__)
 
     def _after_fork(self) -> None:

@@ -114,6 +114,10 @@ class Recall:
 
     def _forget(self, session: str, tenant: str | None) -> int:
         self._cache.drop(tenant)
+        if self._files is not None and not self._voices.keys() & {"vectors", "topics"}:
+            from krunch_plugins.recall.vector_files import remove_models
+
+            remove_models(self._files.folder(tenant))  # another process may have written them, with what is forgotten
         return sum(voice.forget(session, tenant) for voice in self._voices.values())
 
 

@@ -49,6 +49,27 @@ class Saved(NamedTuple):
     vectors: AdaptiveIndex
 
 
+def remove_models(folder: Path, *, but: str = "", keep: int = 0) -> None:
+    """Remove the files of all models in a tenant's folder.
+
+    Args:
+        folder: the tenant's folder.
+        but: the beginning of the names of the one whose files stay.
+        keep: the models, of the others, that were written last and stay.
+    """
+    found: dict[str, list[tuple[float, Path]]] = {}
+    for path in folder.glob(f"{_PREFIX}*"):
+        stem = path.name.split(".")[0]
+        if stem != but:
+            with contextlib.suppress(OSError):
+                found.setdefault(stem, []).append((path.stat().st_mtime, path))
+    oldest = sorted(found, key=lambda stem: max(found[stem]))
+    for stem in oldest[: max(0, len(oldest) - keep)]:
+        for _, path in found[stem]:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
 class VectorFiles:
     """The files of one model in one tenant's folder.
 
@@ -129,12 +150,9 @@ class VectorFiles:
         delete(self._path)
         return there
 
-    def remove_others(self) -> None:
-        """Remove what other models have left in the folder."""
-        for path in self._folder.glob(f"{_PREFIX}*"):
-            if not path.name.startswith(self._stem) and path.suffix != ".lock":
-                with contextlib.suppress(OSError):
-                    path.unlink(missing_ok=True)
+    def remove_others(self, keep: int = 0) -> None:
+        """Remove what other models have left in the folder, except the `keep` that were written last."""
+        remove_models(self._folder, but=self._stem, keep=keep)
 
     def _restored(self, state: Any, vectors: AdaptiveIndex) -> Saved | None:  # noqa: ANN401 - what the file holds
         if (state["version"], state["model"], state["dimension"]) != (_VERSION, self._model, self._dimension):

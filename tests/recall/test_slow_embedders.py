@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 
 from krunch_plugins import Krunch, Settings
 from krunch_plugins.recall.embedders import SentenceTransformerEmbedder
@@ -15,8 +17,6 @@ from krunch_plugins.recall.embedders import SentenceTransformerEmbedder
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-
-    import pytest
 
 SAID = [{"role": "user", "content": "hello world"}]
 
@@ -137,3 +137,86 @@ def test_many_searches_do_not_pile_up(tmp_path: Path) -> None:
 
     assert all(found)
     assert len(service.queries) <= 8
+
+
+class Hung:
+    """Gives nothing until it is let go, neither vectors nor, if so asked, their length."""
+
+    name = "hung"
+
+    def __init__(self, *, dimension: bool) -> None:
+        self.called, self.go, self.left = threading.Event(), threading.Event(), threading.Event()
+        self._dimension = dimension
+        self.texts: list[str] = []
+
+    @property
+    def dimension(self) -> int:
+        """Length of the vectors."""
+        if self._dimension:
+            self._wait()
+        return 4
+
+    def embed(self, texts: Sequence[str]) -> Any:
+        """Vectors of ones."""
+        self._wait()
+        self.texts += texts
+        self.left.set()
+        return np.ones((len(texts), 4), dtype=np.float32)
+
+    def _wait(self) -> None:
+        self.called.set()
+        self.go.wait(60)
+
+
+@pytest.mark.parametrize("dimension", [False, True])
+def test_closing_does_not_wait_for_an_embedder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, *, dimension: bool
+) -> None:
+    """It returns soon, nobody touches what is closed when the embedder answers after all, the next start goes on."""
+    failed: list[threading.ExceptHookArgs] = []
+    before, threading.excepthook = threading.excepthook, failed.append
+    caplog.set_level(logging.WARNING, "krunch")
+    hung = Hung(dimension=dimension)
+    try:
+        krunch = Krunch(Settings(home=tmp_path), embedder=hung)
+        krunch.record(SAID, session="s")
+        assert hung.called.wait(10)
+        began = time.monotonic()
+        krunch.close()
+        took = time.monotonic() - began
+        files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        hung.go.set()
+        assert dimension or hung.left.wait(10)
+        time.sleep(0.2)
+        left = [thread.name for thread in threading.enumerate() if thread.name.startswith("krunch-")]
+        after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    finally:
+        threading.excepthook = before
+
+    assert took < 5
+    assert (failed, left, caplog.messages) == ([], [], [])
+    assert after == files
+    again = Hung(dimension=False)
+    again.go.set()
+    with Krunch(Settings(home=tmp_path), embedder=again) as krunch:
+        assert krunch.flush(10)
+    assert again.texts == ["hello world"]
+
+
+def test_closing_keeps_the_batch_that_is_nearly_done(tmp_path: Path) -> None:
+    """What comes within a second of closing was paid, and is not embedded again."""
+
+    class Slow(Hung):
+        def _wait(self) -> None:
+            self.called.set()
+            time.sleep(0.3)
+
+    first, second = Slow(dimension=False), Slow(dimension=False)
+    krunch = Krunch(Settings(home=tmp_path), embedder=first)
+    krunch.record(SAID, session="s")
+    assert first.called.wait(10)
+    krunch.close()
+    with Krunch(Settings(home=tmp_path), embedder=second) as krunch:
+        assert krunch.flush(10)
+
+    assert (first.texts, second.texts) == (["hello world"], [])

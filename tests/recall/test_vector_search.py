@@ -411,7 +411,7 @@ def test_damaged_pages_are_embedded_again(opened: Callable[..., tuple[Conversati
 def test_another_model_takes_over_when_it_is_complete(
     opened: Callable[..., tuple[ConversationStore, Vectors]], home: Path
 ) -> None:
-    """While another model's vectors are made, those of the one before answer; then they are dropped."""
+    """While another model's vectors are made, those of the one before answer; they stay for whoever uses them yet."""
     old, new = Recording("old"), Recording("new", 32)
     store, vectors = opened(old)
     store.append("s", many(300))
@@ -426,7 +426,7 @@ def test_another_model_takes_over_when_it_is_complete(
 
     assert (old.texts[THIRD], new.texts[THIRD]) == (2, 2)
     assert vectors.stats().model == "new"
-    assert len(index_files(home)) == 1
+    assert len(index_files(home)) == 2
 
 
 def test_after_a_restart_the_built_in_model_answers_for_another(
@@ -668,3 +668,69 @@ def test_trimming_reaches_embeddings_that_nobody_remembers(home: Path) -> None:
 
     assert pages[:2] == [b"", b""]
     assert pages[2]
+
+
+def test_the_vectors_of_two_models_lie_side_by_side(home: Path) -> None:
+    """A process with another embedder embeds for itself; nobody's vectors are lost, in pages or in files."""
+    paid, other = Recording("paid", 16), Recording("other", 8)
+    for embedder in (paid, other, None, paid, other):
+        with Krunch(Settings(home=home), embedder=embedder) as krunch:
+            assert krunch.store is not None
+            if krunch.store.info("s") is None:
+                krunch.store.append("s", many(400))
+            assert krunch.flush()
+
+    assert paid.texts.total() == other.texts.total() == 400
+    assert len(list((home / "recall").glob("*/vectors-*.krunch"))) == 3
+
+
+def test_the_built_in_model_makes_room_first(home: Path) -> None:
+    """A page holds three models; beyond that, vectors that cost nothing leave before those of a service."""
+    paid = Recording("paid", 16)
+    for embedder in (paid, None, Recording("b", 8), Recording("c", 8), paid):
+        with Krunch(Settings(home=home), embedder=embedder) as krunch:
+            assert krunch.store is not None
+            if krunch.store.info("s") is None:
+                krunch.store.append("s", many(40))
+            assert krunch.flush()
+
+    assert paid.texts.total() == 40
+
+
+@pytest.mark.parametrize("voices", [{"words"}, {"words", "vectors"}])
+def test_what_one_model_forgets_no_other_keeps(home: Path, voices: set[str]) -> None:
+    """Whoever forgets removes the files of all models, and those of no session that stays are embedded again."""
+    paid = Recording("paid", 16)
+    for embedder in (paid, None):
+        with Krunch(Settings(home=home), embedder=embedder) as krunch:
+            assert krunch.store is not None
+            if embedder is paid:
+                krunch.store.append("s", many(300))
+                krunch.store.append("stays", many(300, seed=1))
+            assert krunch.flush()
+    with Krunch(Settings(home=home, recall={"voices": voices})) as krunch:
+        krunch.forget("s")
+        assert not list((home / "recall").glob("*/vectors-*"))
+    with Krunch(Settings(home=home), embedder=paid) as krunch:
+        assert krunch.flush()
+
+    assert paid.texts.total() == 600
+
+
+def test_turns_that_retention_removes_leave_the_pages_of_all_models(home: Path) -> None:
+    """Whichever model follows the store trims what the others embedded."""
+    with ConversationStore(home) as store:
+        store.append("s", many(40))
+        with Krunch(Settings(), store=store, embedder=Recording("paid", 16)) as krunch:
+            assert krunch.flush()
+        with Krunch(Settings(), store=store) as krunch:
+            assert krunch.flush()
+            whole = store.get_state("s", "embeddings/0")
+            store.trim("s", 30)
+            assert krunch.flush()
+        left = store.get_state("s", "embeddings/0")
+
+    assert whole is not None
+    assert left is not None
+    assert len(left) < len(whole) / 3
+    assert b"paid" in left
