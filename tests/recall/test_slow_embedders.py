@@ -177,6 +177,7 @@ def test_closing_does_not_wait_for_an_embedder(
     before, threading.excepthook = threading.excepthook, failed.append
     caplog.set_level(logging.WARNING, "krunch")
     hung = Hung(dimension=dimension)
+    others = set(threading.enumerate())  # of other tests in this process
     try:
         krunch = Krunch(Settings(home=tmp_path), embedder=hung)
         krunch.record(SAID, session="s")
@@ -188,7 +189,7 @@ def test_closing_does_not_wait_for_an_embedder(
         hung.go.set()
         assert dimension or hung.left.wait(10)
         time.sleep(0.2)
-        left = [thread.name for thread in threading.enumerate() if thread.name.startswith("krunch-")]
+        left = [thread.name for thread in set(threading.enumerate()) - others if thread.name.startswith("krunch-")]
         after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     finally:
         threading.excepthook = before
