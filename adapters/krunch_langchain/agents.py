@@ -32,6 +32,8 @@ log = logging.getLogger("krunch")
 _MODELS = 16
 """Wrapped models that are kept for the next call; agents that choose among more make them anew."""
 
+_PAIR = 2
+
 
 @dataclass(frozen=True, slots=True)
 class KrunchToolResults:
@@ -167,9 +169,7 @@ class _WithToolResults(KrunchMiddleware):
     ) -> ToolMessage | Command[Any]:
         """Record the result, if it is large."""
         result = handler(request)
-        large = self._large(result)
-        if large:
-            self._record([*_messages(request.state), *large], self._owner(in_tool=True))
+        self._record_large(request, result)
         return result
 
     async def awrap_tool_call(
@@ -177,18 +177,36 @@ class _WithToolResults(KrunchMiddleware):
     ) -> ToolMessage | Command[Any]:
         """`wrap_tool_call`, recording off the event loop."""
         result = await handler(request)
-        large = self._large(result)
-        if large:
-            await asyncio.to_thread(self._record, [*_messages(request.state), *large], self._owner(in_tool=True))
+        await asyncio.to_thread(self._record_large, request, result)
         return result
 
+    def _record_large(self, request: ToolCallRequest, result: ToolMessage | Command[Any]) -> None:
+        """Record what is large of a result; a tool may return anything, and it goes on whatever that is."""
+        try:
+            large = self._large(result)
+            known = _messages(request.state) if large else []
+        except Exception as error:  # noqa: BLE001 - it is for the graph to say what it cannot use
+            log.warning("a tool's result was not recorded: %s", type(error).__name__)
+            return
+        if large:
+            self._record([*known, *large], self._owner(in_tool=True))
+
     def _large(self, result: ToolMessage | Command[Any]) -> list[BaseMessage]:
-        messages = _messages(result.update) if isinstance(result, Command) else [result]
+        messages = _updated(result.update) if isinstance(result, Command) else [result]
         return [
             message
             for message in messages
             if isinstance(message, ToolMessage) and len(message.text) >= self._tool_results.min_characters
         ]
+
+
+def _updated(update: Any) -> list[BaseMessage]:  # noqa: ANN401 - a command's update, in any of its forms
+    """The messages in a command's update: a dict, pairs of key and value, an object with fields, or none of these."""
+    if isinstance(update, (list, tuple)) and all(
+        isinstance(pair, tuple) and len(pair) == _PAIR and isinstance(pair[0], str) for pair in update
+    ):
+        return [message for key, value in update if key == "messages" for message in _messages(value)]
+    return _messages(update)
 
 
 def _messages(state: Any) -> list[BaseMessage]:  # noqa: ANN401 - a state or an update of one, in any of its forms

@@ -233,7 +233,9 @@ class ThreadLog:
 
     def forget(self) -> None:
         """Remove the thread and every trace of it."""
-        self._store.forget(self._session, tenant=self._tenant)
+        with self.lock:
+            self._state, self._next, self._key = State(), 0, None
+            self._store.forget(self._session, tenant=self._tenant)
 
     def _append(self, make: Callable[[State], Record | None]) -> None:
         """Write a record that is made of the state as it is; made again, if another process was quicker."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -252,6 +253,36 @@ def test_a_large_tool_result_is_stored_at_once(serving: Serving) -> None:
     assert result.artifact == {"raw": b"\x00\x01", "pages": (1, 2)}
     assert roles(serving) == ["system", *TURN]
     assert roles(serving, "u")[-2:] == ["tool", "assistant"]
+
+
+def returned(*_: Any) -> list[Any]:
+    """Updates of commands, in every form that LangGraph takes, and some that it refuses."""
+    message = ToolMessage(STORY * 3, tool_call_id="1")
+    return [
+        [("messages", [message])],
+        [("other", 1), ("messages", message)],
+        {"messages": [{"role": "tool", "content": STORY * 3, "tool_call_id": "1"}]},
+        {"messages": {"k": 1}},
+        {"messages": [{"content": "no role"}]},
+        [("messages", [{"content": "no role"}])],
+        [1, 2],
+        None,
+    ]
+
+
+@pytest.mark.parametrize("update", returned(), ids=range(8))
+async def test_a_command_of_any_form_passes(update: Any, serving: Serving) -> None:
+    """Whatever update a tool's command has, it comes through as it is; large results that it holds are recorded."""
+    ours: Any = KrunchMiddleware(serving.krunch, session="t", tool_results=KrunchToolResults(min_characters=500))
+    request: Any = SimpleNamespace(state={"messages": []})
+    command: Command[Any] = Command(update=update)
+
+    async def answer(_: Any) -> Any:
+        return command
+
+    assert ours.wrap_tool_call(request, lambda _: command) is command
+    assert await ours.awrap_tool_call(request, answer) is command
+    assert roles(serving) == (["tool"] if STORY in str(update) else [])
 
 
 @pytest.mark.parametrize("decision", ["approve", "edit", "reject"])

@@ -404,3 +404,21 @@ def test_what_others_write_while_something_is_given_up_stays(store: Conversation
     runs = [dict(found.metadata)["run_id"] for found in KrunchSaver(store).list(thread())]
     assert "x" not in runs
     assert "z" in runs
+
+
+def test_many_threads_are_not_all_held(store: ConversationStore) -> None:
+    """What is held of threads in memory has a bound, by number and by bytes, and all of them are there all the same."""
+    saver = KrunchSaver(store)
+    for number in range(1100):
+        saver.get_tuple(thread(f"none {number}"))
+    assert len(saver._threads) <= 1024
+
+    for number in range(80):
+        checkpoint = empty_checkpoint()
+        checkpoint["channel_values"] = {"a": bytes([number]) * 1_000_000}
+        checkpoint["channel_versions"] = {"a": 1}
+        saver.put(thread(f"t{number}"), checkpoint, {}, {"a": 1})
+    found = [saver.get_tuple(thread(f"t{number}")) for number in range(80)]
+
+    assert sum(log.bytes for log in saver._threads.values()) < 70_000_000
+    assert [one and one.checkpoint["channel_values"]["a"][0] for one in found] == list(range(80))
