@@ -425,7 +425,7 @@ def storable(text: str) -> str:
 
 def _storable(entry: Entry) -> Entry:
     """An entry whose names can be written."""
-    changed = {
+    changed: dict[str, Any] = {
         name: storable(text)
         for name in ("tenant", "session", "model", "place", "error")
         if isinstance(text := getattr(entry, name, None), str) and not text.isascii()
