@@ -405,7 +405,7 @@ class _Batch:
         self.conversations: dict[bytes, _Sums] = {}
         self.models: dict[tuple[str, str], _Sums] = {}
         self.problems: Counter[tuple[str, str, str]] = Counter()
-        for entry in entries:
+        for entry in map(_storable, entries):
             if isinstance(entry, Failed):
                 self.problems[entry.tenant, entry.place, entry.error] += 1
                 continue
@@ -416,6 +416,21 @@ class _Batch:
                     sums.requests.append(entry)
                 else:
                     sums.reply(entry)
+
+
+def storable(text: str) -> str:
+    """A text that SQLite and Prometheus can take: JSON lets half of a surrogate pair through, UTF-8 does not."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def _storable(entry: Entry) -> Entry:
+    """An entry whose names can be written."""
+    changed: dict[str, Any] = {
+        name: storable(text)
+        for name in ("tenant", "session", "model", "place", "error")
+        if isinstance(text := getattr(entry, name, None), str) and not text.isascii()
+    }
+    return entry._replace(**changed) if changed else entry
 
 
 def _added(columns: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from litellm.types.utils import Message, ModelResponse
 
+from krunch_litellm import abandoned
 from krunch_litellm.chunks import ExpandedChunks
 from krunch_litellm.wire.offsets import with_offsets_right
 
@@ -134,6 +135,7 @@ class ExpandedStream:
         self._ready: deque[Any] = deque()
         self._error: BaseException | None = None
         self._over = False  # nothing more comes from the stream inside
+        abandoned.attend()
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -183,9 +185,14 @@ class ExpandedStream:
         await self._inner.aclose()
 
     def __del__(self) -> None:
-        """A caller that just stops iterating has broken the stream off, too."""
-        if "_over" in self.__dict__ and not sys.is_finalizing():
-            self._break_off()
+        """A caller that just stops iterating has broken the stream off, too.
+
+        The collector may run this inside any lock of ours, so it ends elsewhere.
+        """
+        own = self.__dict__
+        if own.get("_over") is False and not sys.is_finalizing():
+            inner, chunks, exchange = own["_inner"], own["_chunks"], own["_exchange"]
+            abandoned.hand_over(lambda: _end_abandoned(inner, chunks, exchange))
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the stream inside has
         if name in _OWN:  # not set yet: __init__ failed
@@ -221,9 +228,7 @@ class ExpandedStream:
 
     def _end(self, rest: list[Any], error: BaseException | None = None) -> None:
         self._over, self._error = True, error
-        usage = self._chunks.usage
-        if usage is not None and not (getattr(self._inner, "_hidden_params", None) or {}).get("cache_hit"):
-            self._exchange.note_usage(usage)
+        _note_streamed(self._inner, self._chunks, self._exchange)
         self._ready.extend(rest)
 
     def _break_off(self) -> None:
@@ -236,6 +241,17 @@ class ExpandedStream:
             return self._ready.popleft()
         error, self._error = self._error, None
         raise error or stop
+
+
+def _note_streamed(inner: Any, chunks: ExpandedChunks, exchange: Exchange) -> None:  # noqa: ANN401 - LiteLLM's stream
+    """Tell the statistics what the provider counted for a stream; one from LiteLLM's cache costs nothing."""
+    if chunks.usage is not None and not (getattr(inner, "_hidden_params", None) or {}).get("cache_hit"):
+        exchange.note_usage(chunks.usage)
+
+
+def _end_abandoned(inner: Any, chunks: ExpandedChunks, exchange: Exchange) -> None:  # noqa: ANN401 - LiteLLM's stream
+    chunks.flush(partial=True)
+    _note_streamed(inner, chunks, exchange)
 
 
 def _log_failure(error: Exception) -> None:

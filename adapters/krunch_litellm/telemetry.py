@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 from weakref import WeakSet
 
 from krunch_litellm import chains, metrics, traces
-from krunch_litellm.figures import Failed, Prepared, Replied
+from krunch_litellm.figures import Failed, Prepared, Replied, storable
 from krunch_litellm.workers import Workers
 from krunch_plugins import Usage
 
@@ -37,6 +37,7 @@ expanding a chunk, ending a stream, naming the response headers, or counting."""
 
 OTHER_MODEL = "(other)"
 _MODELS = 200
+_LONGEST_NAME = 256
 _P = ParamSpec("_P")
 
 _lock, _heeding = threading.Lock(), threading.Lock()
@@ -247,7 +248,8 @@ def _name(call: ProxiedCall) -> bytes:
 
 
 def _label(model: str) -> str:
-    """The model's name as a label: clients can make names up, so their number is bounded."""
+    """The model's name as a label: clients can make names up, so their number and length are bounded."""
+    model = storable(model[:_LONGEST_NAME])
     if model in _models or len(_models) < _MODELS:
         _models.add(model)
         return model

@@ -12,6 +12,7 @@ import stat
 import tempfile
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,9 @@ MEMORY_EVERY = 10.0
 LINGER = 5.0
 """Seconds for which the thread that writes waits for more: one for each request would cost as much as all the rest."""
 PENDING = 100_000
-"""Entries that are held while the database cannot be written; the oldest go first."""
+"""Entries that are held until they are written; the oldest go first."""
+_UNUSABLE = (sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.DataError, sqlite3.IntegrityError)
+"""Errors of SQLite's that an entry can be the cause of."""
 _SIGNAL = "resets"
 _PREFIX = "krunch-proxy-"
 
@@ -82,6 +85,9 @@ class Workers:
         krunch: where its store is, and how many conversations are kept for how long.
         memory_kb: what this worker holds in memory now, KiB.
         clock: seconds since the epoch.
+
+    Attributes:
+        dropped: entries that could not be written, or came while too many waited.
     """
 
     def __init__(self, krunch: Krunch, memory_kb: Callable[[], float], clock: Callable[[], float] = time.time) -> None:
@@ -97,7 +103,8 @@ class Workers:
             log.warning("workers cannot share their figures (%s); each counts for itself", type(error).__name__)
             self.directory = None
             self.figures = _open(None, limits.max_conversations, limits.cleanup_interval, clock)
-        self._pending: list[Entry] = []
+        self._pending: deque[Entry] = deque(maxlen=PENDING)
+        self.dropped = 0
         self._condition = threading.Condition()
         self._hearing = threading.Lock()
         self._writing = self._busy = False
@@ -114,12 +121,17 @@ class Workers:
     def note(self, entry: Entry) -> None:
         """Take in what happened; it is written soon."""
         with self._condition:
+            self.dropped += len(self._pending) == PENDING
             self._pending.append(entry)
             if self._writing:
                 self._condition.notify_all()
-            else:
-                self._writing = True
+                return
+            self._writing = True
+            try:
                 threading.Thread(target=self._write, name="krunch-figures", daemon=True).start()
+            except BaseException:  # no thread to be had: the next entry asks again
+                self._writing = False
+                raise
 
     def flush(self) -> None:
         """Write what was noted before this call; what is in another thread's hands is waited for, a second at most."""
@@ -176,23 +188,55 @@ class Workers:
                     return
             time.sleep(DELAY)
             with self._condition:
-                entries, self._pending = self._pending, []
+                entries, self._pending = list(self._pending), deque(maxlen=PENDING)
                 self._busy = True
-            try:
-                self.figures.add(entries)
-                if self._clock() - self._told > MEMORY_EVERY:
-                    self._tell()
-            except sqlite3.Error as error:
-                log.warning("figures could not be written (%s); they are kept for later", type(error).__name__)
-                self._done(entries)
+            left = self._written(entries)
+            self._done(left)
+            if left:
                 return
-            self._done()
+
+    def _written(self, entries: list[Entry]) -> list[Entry]:
+        """Write entries; those that have to wait until the database can be written again. Raises nothing."""
+        try:
+            self.figures.add(entries)
+        except sqlite3.OperationalError as error:
+            return self._kept(entries, error)
+        except Exception as error:  # noqa: BLE001 - a thread that ended here would end all counting
+            if len(entries) > 1:
+                for number, entry in enumerate(entries):
+                    if self._written([entry]):
+                        return entries[number:]
+                return []
+            if isinstance(error, sqlite3.Error) and not (isinstance(error, _UNUSABLE) and self._is_usable()):
+                return self._kept(entries, error)
+            self.dropped += len(entries)
+            log.warning("an entry of the figures was dropped: writing it failed with %s", type(error).__name__)
+            return []
+        try:
+            if self._clock() - self._told > MEMORY_EVERY:
+                self._tell()
+        except Exception as error:  # noqa: BLE001 - as above; what was to be written is written
+            log.warning("a worker's memory could not be told (%s)", type(error).__name__)
+        return []
+
+    def _kept(self, entries: list[Entry], error: Exception) -> list[Entry]:
+        log.warning("figures could not be written (%s); they are kept for later", type(error).__name__)
+        return entries
+
+    def _is_usable(self) -> bool:
+        try:
+            self.figures.last_reset()
+        except sqlite3.Error:
+            return False
+        return True
 
     def _done(self, failed: Sequence[Entry] = ()) -> None:
         """The writer has written; or it has not, keeps what it had and ends: the next entry tries again."""
         with self._condition:
             if failed:
-                self._pending = [*failed, *self._pending][-PENDING:]
+                both = [*failed, *self._pending]
+                self.dropped += max(len(both) - PENDING, 0)
+                self._pending = deque(both, maxlen=PENDING)
                 self._writing = False
             self._busy = False
             self._condition.notify_all()

@@ -6,11 +6,13 @@ import asyncio
 import copy
 import gc
 import json
+import threading
 from typing import TYPE_CHECKING, Any
 
 import krunch_litellm
 import litellm
 import pytest
+from krunch_litellm import abandoned
 from krunch_litellm.replies import ExpandedStream
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.types.utils import Delta, ModelResponseStream, StreamingChoices
@@ -247,11 +249,31 @@ def test_stream_that_nobody_finishes_is_a_partial_reply(recorder: Recorder, argu
         if number == 1:
             break
     gc.collect()
+    assert abandoned.settle(10.0)
     stream = litellm.completion(**arguments, stream=True)
     next(stream)
     stream.close()
 
     assert [reply.partial for reply in recorder.replies] == [True, True]
+
+
+def test_an_abandoned_stream_runs_no_hook_in_the_collector(recorder: Recorder, arguments: dict[str, Any]) -> None:
+    """The collector may run while a lock of ours is held, so hooks run in a thread of their own, and soon."""
+    threads: list[str] = []
+
+    class Watcher:
+        @hookimpl
+        def post_response(self, exchange: Exchange, reply: Reply) -> None:
+            threads.append(threading.current_thread().name)
+
+    krunch_litellm.install(Krunch(plugins=[Watcher()]))
+    stream = litellm.completion(**arguments, stream=True)
+    next(stream)
+    del stream
+    gc.collect()
+
+    assert abandoned.settle(10.0)
+    assert threads == ["krunch-abandoned"]
 
 
 async def test_cancelled_stream_is_a_partial_reply(

@@ -222,3 +222,21 @@ def test_entries_wait_until_the_database_can_be_written(krunch: Krunch) -> None:
 
     assert database.summary("t").requests == 2
     workers.close()
+
+
+def test_one_bad_entry_costs_only_itself(krunch: Krunch, caplog: pytest.LogCaptureFixture) -> None:
+    """Names that UTF-8 cannot express are kept, escaped; what SQLite cannot take is dropped and counted."""
+    workers = Workers(krunch, lambda: 1.0)
+    workers.note(prepared()._replace(model="gpt-\ud800", session="s-\udfff"))
+    workers.note(prepared()._replace(symbols=2**70, model="secret"))
+    workers.note(prepared())
+    workers.flush()
+    workers.note(prepared())
+    workers.flush()
+
+    summary = workers.figures.summary("t")
+    assert (summary.requests, workers.dropped) == (3, 1)
+    assert "gpt-\\ud800" in {model["model"] for model in summary.models}
+    assert "OverflowError" in caplog.text
+    assert "secret" not in caplog.text
+    workers.close()
