@@ -4,8 +4,9 @@ A wrapper on the same session records what it sends and gets, just before LangCh
 history. The history then *claims* those turns instead of storing them again. What else an exchange recorded around
 them (the system prompt, examples, a question as a template worded it) is no part of the history, and is *hidden*.
 
-What is claimed or hidden stands in states of the session, one for each page of 64 turns. A claim also says where the
-message that LangChain handed over differs from the one that was recorded.
+What is claimed or hidden stands in states of the session, one for each page of 64 turns. Where the message that LangChain
+handed over differs from the one that was recorded, a state of that turn's own says how: it holds text, so the store
+removes it with the turn.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ MARK = "history"
 """Key in the metadata of turns that a history stored: a dict, with `before` where the turn belongs before another."""
 
 _STATE = "langchain.history."
+_CHANGES = "langchain.history.changes."
 _PAGE = 64
 _GLANCE, _LOOK_BACK = 16, 256
 """Turns at a session's end among which a wrapper's are looked for: at first, and at most."""
@@ -46,10 +48,12 @@ class Claims:
     Attributes:
         flags: by turn number.
         changes: by turn number, the fields of the claimed message that differ from the recorded one.
+        changed: numbers of turns that have changes in the store.
     """
 
     flags: dict[int, str] = field(default_factory=dict)
     changes: dict[int, dict[str, Any]] = field(default_factory=dict)
+    changed: set[int] = field(default_factory=set)
 
     @classmethod
     def read(cls, store: ConversationStore, session: str, tenant: str | None, numbers: range) -> Claims:
@@ -59,19 +63,23 @@ class Claims:
             for page in range(numbers.start // _PAGE, numbers[-1] // _PAGE + 1):
                 data = store.get_state(session, f"{_STATE}{page}", tenant=tenant)
                 claims.add(page, json.loads(data) if data else {})
+            for number in [number for number in claims.changed if number in numbers]:
+                data = store.get_state(session, f"{_CHANGES}{number}", tenant=tenant)
+                if data:
+                    claims.changes[number] = json.loads(data)
         return claims
 
     def add(self, page: int, stored: Mapping[str, Any]) -> None:
         """Take in one page as it is stored."""
         for offset, what in stored.get("flags", {}).items():
             self.flags[page * _PAGE + int(offset)] = what
-        for offset, changes in stored.get("changes", {}).items():
-            self.changes[page * _PAGE + int(offset)] = changes
+        self.changed.update(page * _PAGE + int(offset) for offset in stored.get("changed", {}))
 
     def merge(self, other: Claims) -> None:
         """Take in what was read of other turns."""
         self.flags.update(other.flags)
         self.changes.update(other.changes)
+        self.changed.update(other.changed)
 
     def in_use(self, turns: Iterable[Turn]) -> bool:
         """Whether a session with these turns has a history."""
@@ -86,6 +94,10 @@ class Claims:
             except _TakenError:
                 self._erase(store, session, tenant, pages[:count])
                 return False
+        # After the flags: nobody else writes the changes of a turn that is claimed.
+        for number, changes in self.changes.items():
+            data = json.dumps(changes, separators=(",", ":")).encode()
+            store.put_state(session, f"{_CHANGES}{number}", data, tenant=tenant, turn=number)
         return True
 
     def erase(self, store: ConversationStore, session: str, tenant: str | None) -> None:
@@ -98,13 +110,13 @@ class Claims:
 
     def _with(self, page: int, data: bytes | None) -> bytes:
         stored = json.loads(data) if data else {}
-        flags, changes = stored.setdefault("flags", {}), stored.setdefault("changes", {})
+        flags, changed = stored.setdefault("flags", {}), stored.setdefault("changed", {})
         for number, flag in self._on(page, self.flags):
             if flag == _CLAIMED and flags.get(number) == _CLAIMED:
                 raise _TakenError
             if flag == _CLAIMED or number not in flags:
                 flags[number] = flag
-        changes.update(self._on(page, self.changes))
+        changed.update((number, 1) for number, _ in self._on(page, self.changes))
         return json.dumps(stored, separators=(",", ":")).encode()
 
     def _without(self, page: int, data: bytes | None) -> bytes:

@@ -624,3 +624,21 @@ def test_any_sequence_of_calls(calls: Any, tmp_path_factory: Any) -> None:
 
             assert [message.text.strip() for message in found] == said
             assert [message.type for message in found] == ["human", "ai"] * (len(said) // 2)
+
+
+def test_the_words_of_a_claimed_turn_leave_with_it(krunch: Krunch, store: ConversationStore) -> None:
+    """Where LangChain's words differ from those that were recorded, they go with their turn; those of others stay."""
+    history = KrunchChatMessageHistory("s", store=store)
+    model = Recording(krunch=krunch, session="s")
+    for number in range(2):
+        _ = history.messages
+        reply = model.invoke([HumanMessage(f"as a template puts it: {number}")])
+        history.add_messages([HumanMessage(f"private words {number}"), reply])
+    assert texts(history.messages)[::2] == ["private words 0", "private words 1"]
+    store.trim("s", 2)
+    names = ["langchain.history.0", *(f"langchain.history.changes.{number}" for number in range(4))]
+    left = b"".join(store.get_state("s", name) or b"" for name in names)
+
+    assert b"private words 0" not in left
+    assert b"private words 1" in left
+    assert texts(history.messages)[0] == "private words 1"
