@@ -92,7 +92,7 @@ class RecallSettings(BaseModel):
         description="What a search plugin counts in the fusion, by its name; outside ones that are not named count 1.",
     )
     window_weight: float = Field(
-        default=1.0,
+        default=2.0,
         ge=0,
         description="What the words around a turn count beside its own: two turns before, one after. 0: nothing.",
     )
