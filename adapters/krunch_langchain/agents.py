@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from langchain.agents.middleware import AgentMiddleware
-from langchain_core.messages import BaseMessage, ToolMessage, convert_to_messages
+from langchain_core.messages import BaseMessage, SystemMessage, ToolMessage, convert_to_messages
 from langgraph.types import Command
 
 from krunch_langchain.messages import LazyMetadata, openai_form
@@ -95,13 +95,21 @@ class KrunchMiddleware(AgentMiddleware):  # without its parameters, whose number
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any]:
         """Call the model through Krunch."""
-        return handler(request.override(model=self._around(request.model)))
+        try:
+            return handler(request.override(model=self._around(request.model)))
+        except Exception:
+            self._record(_asked(request), self._owner())
+            raise
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ModelResponse[Any]:
         """Call the model through Krunch."""
-        return await handler(request.override(model=self._around(request.model)))
+        try:
+            return await handler(request.override(model=self._around(request.model)))
+        except Exception:
+            await asyncio.to_thread(self._record, _asked(request), self._owner())
+            raise
 
     def before_agent(self, state: AgentState[Any], runtime: Runtime[Any]) -> dict[str, Any] | None:  # noqa: ARG002 - LangChain's signature
         """Record what the user says, if the conversation has begun: its first turns come with the system prompt."""
@@ -198,6 +206,12 @@ class _WithToolResults(KrunchMiddleware):
             for message in messages
             if isinstance(message, ToolMessage) and len(message.text) >= self._tool_results.min_characters
         ]
+
+
+def _asked(request: ModelRequest[Any]) -> list[BaseMessage]:
+    """What a request asks, the system prompt first: recorded when it fails, it is not recorded again by a retry."""
+    prompt = request.system_prompt
+    return [SystemMessage(prompt), *request.messages] if prompt else list(request.messages)
 
 
 def _updated(update: Any) -> list[BaseMessage]:  # noqa: ANN401 - a command's update, in any of its forms

@@ -4,9 +4,9 @@ A wrapper on the same session records what it sends and gets, just before LangCh
 history. The history then *claims* those turns instead of storing them again. What else an exchange recorded around
 them (the system prompt, examples, a question as a template worded it) is no part of the history, and is *hidden*.
 
-What is claimed or hidden stands in states of the session, one for each page of 64 turns. Where the message that LangChain
-handed over differs from the one that was recorded, a state of that turn's own says how: it holds text, so the store
-removes it with the turn.
+What is claimed or hidden stands in states of the session, one for each page of 64 turns. Where the message that
+LangChain handed over differs from the one that was recorded, a state of that turn's own says how: it holds text, so the
+store removes it with the turn.
 """
 
 from __future__ import annotations

@@ -105,7 +105,16 @@ class ThreadLog:
             self._key = info.key if info else None
         self._packed, self._size = (info.packed, info.bytes) if info else (0, 0)
         if info is not None and info.stop > self._next:
-            for turn in self._store.turns(self._session, self._next, info.stop, tenant=self._tenant):
+            turns = self._store.turns(self._session, self._next, info.stop, tenant=self._tenant)
+            if len(turns) < info.stop - self._next and not any("anew" in turn.message for turn in turns):
+                again = self._store.info(self._session, self._tenant)
+                if again is not None and again.first <= self._next:
+                    # Values are numbered in the order of the records: what follows a lost one would be read wrongly.
+                    raise StoreError(
+                        f"{info.stop - self._next - len(turns)} records of a thread's checkpoints are lost; those "
+                        "after them cannot be rebuilt. delete_thread() lets it begin anew, or restore a backup"
+                    )
+            for turn in turns:
                 self._fold(turn.message)
             self._next = info.stop
         return self._state

@@ -400,3 +400,32 @@ def test_models_that_change(serving: Serving) -> None:
     heat = [request["temperature"] for request in serving.upstream.requests]
     assert heat == [number / 10 for number in (*range(20), 0)]
     assert krunchify(models[0], serving.krunch).bound is models[0]
+
+
+async def test_a_first_question_is_kept_when_the_model_fails(serving: Serving) -> None:
+    """A new conversation whose first call fails keeps its question, after the system prompt, once."""
+    failing = [True] * 4
+
+    class Failing(type(serving.bare())):  # type: ignore[misc]
+        def _generate(self, *args: Any, **options: Any) -> Any:
+            if failing and failing.pop():
+                raise OSError("down")
+            return super()._generate(*args, **options)
+
+        async def _agenerate(self, *args: Any, **options: Any) -> Any:
+            if failing and failing.pop():
+                raise OSError("down")
+            return await super()._agenerate(*args, **options)
+
+    bare = serving.bare()
+    model = Failing(**{name: getattr(bare, name) for name in bare.model_fields_set})
+    agent = agent_of(serving, model=model, tools=[], checkpointer=None)
+    for _ in range(2):
+        with pytest.raises(OSError, match="down"):
+            agent.invoke(say(), THREAD)
+        with pytest.raises(OSError, match="down"):
+            await agent.ainvoke(say(), THREAD)
+        assert roles(serving) == ["system", "user"]
+    agent.invoke(say(), THREAD)
+
+    assert roles(serving) == ["system", "user", "assistant"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import importlib
 import operator
-from contextlib import ExitStack
+import sqlite3
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
@@ -23,6 +24,7 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.types import Command, interrupt
 
 from krunch_plugins import ConversationStore
+from krunch_plugins.errors import StoreError
 
 channels: Any = importlib.import_module("langgraph.channels")
 DeltaChannel = getattr(channels, "DeltaChannel", None)
@@ -422,3 +424,28 @@ def test_many_threads_are_not_all_held(store: ConversationStore) -> None:
 
     assert sum(log.bytes for log in saver._threads.values()) < 70_000_000
     assert [one and one.checkpoint["channel_values"]["a"][0] for one in found] == list(range(80))
+
+
+def test_a_lost_record_is_said(tmp_path: Path) -> None:
+    """Where a record of a thread is lost, a clear error says so; once it is deleted, the thread begins anew."""
+    with ConversationStore(tmp_path, upkeep_seconds=0) as opened:
+        saver, config = KrunchSaver(opened), thread()
+        for number in range(5):
+            checkpoint = empty_checkpoint()
+            checkpoint["channel_values"] = {"m": [f"text {item}" for item in range(number)]}
+            config = saver.put(config, checkpoint, {"step": number}, {"m": number})
+        with closing(sqlite3.connect(tmp_path / "cache.db")) as database, database:
+            logs = database.execute("select key, value from Cache where key like 'l/%' order by rowid").fetchall()
+            key, data = logs[2]
+            database.execute("update Cache set value = ? where key = ?", (bytes([*data[:-1], data[-1] ^ 255]), key))
+        opened._tiers.reset()
+        opened.check(repair=True)
+        saver = KrunchSaver(opened)
+        with pytest.raises(StoreError, match="1 records"):
+            saver.get_tuple(thread())
+        with pytest.raises(StoreError, match="delete_thread"):
+            saver.put(config, empty_checkpoint(), {}, {})
+        saver.delete_thread("t")
+        saver.put(thread(), empty_checkpoint(), {}, {})
+
+        assert saver.get_tuple(thread()) is not None
