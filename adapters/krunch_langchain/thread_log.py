@@ -106,14 +106,17 @@ class ThreadLog:
         self._packed, self._size = (info.packed, info.bytes) if info else (0, 0)
         if info is not None and info.stop > self._next:
             turns = self._store.turns(self._session, self._next, info.stop, tenant=self._tenant)
-            if len(turns) < info.stop - self._next and not any("anew" in turn.message for turn in turns):
-                again = self._store.info(self._session, self._tenant)
-                if again is not None and again.first <= self._next:
-                    # Values are numbered in the order of the records: what follows a lost one would be read wrongly.
-                    raise StoreError(
-                        f"{info.stop - self._next - len(turns)} records of a thread's checkpoints are lost; those "
-                        "after them cannot be rebuilt. delete_thread() lets it begin anew, or restore a backup"
-                    )
+            begins = max((index for index, turn in enumerate(turns) if "anew" in turn.message), default=None)
+            first = self._next if begins is None else turns[begins].number
+            turns = turns[begins or 0 :]  # what stands before is given up
+            lost = info.stop - first - len(turns)
+            again = self._store.info(self._session, self._tenant) if lost else None
+            if again is not None and again.first <= first:
+                # Values are numbered in the order of the records: what follows a lost one would be read wrongly.
+                raise StoreError(
+                    f"{lost} records of a thread's checkpoints are lost; those after them cannot be rebuilt. "
+                    "delete_thread() lets it begin anew, or restore a backup"
+                )
             for turn in turns:
                 self._fold(turn.message)
             self._next = info.stop

@@ -14,6 +14,7 @@ from krunch_plugins.recall.following import Follower
 from krunch_plugins.recall.voices import found
 from krunch_plugins.recall.word_index import WordIndex, number_of, session_of, slot_in
 from krunch_plugins.recall.word_search import rank
+from krunch_plugins.turns import APART
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -57,13 +58,17 @@ class Words:
                     self._follower.wake(query.tenant)
                     log.warning("the index of words is still being built; a search was answered with what there is")
                 with self._index.database(query.tenant).reading() as connection:
-                    scored = rank(connection, query, self._settings.window_weight)
+                    scored = rank(connection, query, self._window_weight(query.tenant))
                     rows = {slot_in(row): row for row, _ in scored}
                     names = {slot: session_of(connection, row) for slot, row in rows.items()}
                     return [found(names[slot_in(row)], number_of(row), score) for row, score in scored]
             except DatabaseReplaced:
                 continue  # it was damaged and is empty now: fill it and ask again
         raise StoreError("the index of words is damaged again each time it is made anew; check its disk")
+
+    def _window_weight(self, tenant: str | None) -> float:
+        """What a window counts: nothing where turns are no conversation, and neighbours have nothing to do with it."""
+        return 0.0 if tenant is not None and tenant.startswith(APART) else self._settings.window_weight
 
     def version(self, tenant: str | None) -> Hashable:
         """How far the store has got; what is not in the index yet is taken in before a search."""

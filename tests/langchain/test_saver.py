@@ -426,7 +426,8 @@ def test_many_threads_are_not_all_held(store: ConversationStore) -> None:
     assert [one and one.checkpoint["channel_values"]["a"][0] for one in found] == list(range(80))
 
 
-def test_a_lost_record_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pruned", [False, True])
+def test_a_lost_record_is_said(tmp_path: Path, *, pruned: bool) -> None:
     """Where a record of a thread is lost, a clear error says so; once it is deleted, the thread begins anew."""
     with ConversationStore(tmp_path, upkeep_seconds=0) as opened:
         saver, config = KrunchSaver(opened), thread()
@@ -434,9 +435,11 @@ def test_a_lost_record_is_said(tmp_path: Path) -> None:
             checkpoint = empty_checkpoint()
             checkpoint["channel_values"] = {"m": [f"text {item}" for item in range(number)]}
             config = saver.put(config, checkpoint, {"step": number}, {"m": number})
+            if pruned and number == 1:
+                saver.prune(["t"])
         with closing(sqlite3.connect(tmp_path / "cache.db")) as database, database:
             logs = database.execute("select key, value from Cache where key like 'l/%' order by rowid").fetchall()
-            key, data = logs[2]
+            key, data = logs[-2]
             database.execute("update Cache set value = ? where key = ?", (bytes([*data[:-1], data[-1] ^ 255]), key))
         opened._tiers.reset()
         opened.check(repair=True)
