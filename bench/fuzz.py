@@ -36,6 +36,9 @@ Message = dict[str, Any]
 BATCH = 200
 """Conversations that a process checks before it reports."""
 
+SAY = 10_000
+"""Conversations between two lines on how far it is, where no bar can be drawn."""
+
 COSTLY = 8
 """Of so many conversations one goes through one of the checks that encode it many times."""
 
@@ -84,6 +87,8 @@ def main() -> int:
             done += count
             failures += broken
             progress.update(task, completed=done, broken=len(failures))
+            if not progress.console.is_terminal and done // SAY > (done - count) // SAY:
+                print(f"{done} conversations, {len(failures)} broke a law", flush=True)
             if len(failures) >= options.stop_after:
                 pool.shutdown(cancel_futures=True)
                 break

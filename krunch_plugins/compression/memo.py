@@ -80,11 +80,31 @@ class _Line:
 
 
 class _Following(NamedTuple):
-    """The message that came after another one, as most are: a role and a text, and nothing else that matters."""
+    """The message that came after another one: all that its encoding depends on, and its key."""
 
     role: str
-    content: str
+    texts: tuple[str, ...]
+    arguments: tuple[str, ...]
     key: Key
+
+    def is_of(self, message: Message) -> bool:
+        """Whether the message is the same one, as far as its encoding can tell."""
+        if message.get("role") != self.role:
+            return False
+        content = message.get("content")
+        if type(content) is str:  # as most are
+            if len(self.texts) != 1 or self.texts[0] != content:
+                return False
+        elif self.texts != tuple(legend.texts(message)):
+            return False
+        if not self.arguments and not message.get("tool_calls"):
+            return True
+        return self.arguments == tuple(legend.arguments(message))
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of memory for the texts."""
+        return sum(map(getsizeof, self.texts)) + sum(map(getsizeof, self.arguments))
 
 
 class _Node:
@@ -122,13 +142,7 @@ class Memo:
         for index, message in enumerate(messages):
             node = nodes.get(before)
             known = node.following if node is not None else None
-            if (
-                known is not None
-                and known.content == message.get("content")
-                and known.role == message.get("role")
-                and not message.get("tool_calls")
-                and index not in no_definitions
-            ):
+            if known is not None and index not in no_definitions and known.is_of(message):
                 before = known.key
             else:
                 before = _key(message, before, b"-" if index in no_definitions else b";")
@@ -199,15 +213,16 @@ class Memo:
             self.bytes = 0
 
     def _follow(self, before: Key | None, message: Message, key: Key) -> None:
-        """Note which message came after another one. Its text is held, and counted."""
+        """Note which message came after another one. Its texts are held, and counted."""
         node = self._nodes.get(before) if before is not None else None
-        role, content = message.get("role"), message.get("content")
-        if node is None or type(content) is not str or type(role) is not str or message.get("tool_calls"):
+        role = message.get("role")
+        if node is None or type(role) is not str:
             return
         if key != _key(message, before or b"", b";"):  # it defines nothing, and has another key for that
             return
-        size = getsizeof(content) - (getsizeof(node.following.content) if node.following is not None else 0)
-        node.following = _Following(role, content, key)
+        following = _Following(role, tuple(legend.texts(message)), tuple(legend.arguments(message)), key)
+        size = following.bytes - (node.following.bytes if node.following is not None else 0)
+        node.following = following
         node.line.bytes += size
         self.bytes += size
 

@@ -292,3 +292,46 @@ def test_texts_and_arguments_that_look_alike_are_not_taken_for_each_other() -> N
     assert exchange.report.messages[1].reason == "compressed"
     assert laws.repr_each(exchange.messages) == laws.repr_each(second.sent())
     laws.check_growth(second, exchange)
+
+
+@pytest.mark.parametrize("changed", ["role", "text", "part", "parts", "arguments", "call", "tool_calls"])
+def test_a_known_message_that_changed_anywhere_is_a_new_one(changed: str) -> None:
+    """Messages are known again by all that their encoding depends on, also behind the first one."""
+    phrase = "; ".join(f"{w} is why the retry policy of this service waits, {w}" for w in conversations.WORDS[:9])
+    function = {"name": "f", "arguments": '{"q": "¤2"}'}
+    case = laws.Case(
+        [
+            {"role": "user", "content": "go on"},
+            {
+                "role": "assistant",
+                "content": "x",
+                "tool_calls": [{"id": "c", "type": "function", "function": function}],
+            },
+            {"role": "tool", "content": [{"type": "text", "text": phrase}, {"type": "text", "text": "¤1"}]},
+            {"role": "user", "content": phrase},
+        ],
+        settings=Settings(cache_floor="nothing", min_tokens=0),
+    )
+    other = json.loads(json.dumps(case.messages))
+    if changed == "role":
+        other[1]["role"] = "user"
+    elif changed == "text":
+        other[1]["content"] = "¤3"
+    elif changed == "part":
+        other[2]["content"][0]["text"] += " ¤4"
+    elif changed == "parts":
+        other[2]["content"] = other[2]["content"][:1]
+    elif changed == "arguments":
+        other[1]["tool_calls"][0]["function"]["arguments"] = '{"q": "¤1"}'
+    elif changed == "call":
+        other[1]["tool_calls"] *= 2
+    else:
+        del other[1]["tool_calls"]
+
+    with Krunch(case.settings) as krunch:
+        case.prepare(krunch)
+        exchange = case._replace(messages=other).prepare(krunch)
+        again = case.prepare(krunch)
+
+    assert laws.repr_each(exchange.messages) == laws.repr_each(case._replace(messages=other).sent())
+    assert laws.repr_each(again.messages) == laws.repr_each(case.sent())
