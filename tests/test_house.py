@@ -24,10 +24,11 @@ WINGS = ("compression", "storage", "recall")
 FRAMEWORKS = ("litellm", "langchain", "langchain_core", "langgraph")
 HEAVY = (*FRAMEWORKS, "hnswlib", "matplotlib", "krunch_litellm", "krunch_langchain")
 
-FOR_WINGS = {"exchange", "report", "turns", "settings", "errors", "tokens", "snapshots"}
+FOR_WINGS = {"abandoned", "exchange", "report", "turns", "settings", "errors", "tokens", "snapshots"}
 """What a wing may import of the core; its door, plugin.py, the hook markers too."""
 FOR_ADAPTERS = {
     "krunch_plugins",
+    "krunch_plugins.abandoned",
     "krunch_plugins.errors",
     "krunch_plugins.exchange",
     "krunch_plugins.report",
@@ -37,6 +38,7 @@ FOR_ADAPTERS = {
 """What an adapter may import."""
 CONTRACTS = {"exchange", "report", "turns", "settings", "errors", "tokens", "snapshots", "hookspecs", "plugins"} | {
     "_version",
+    "abandoned",
     "settings_sources",
 }
 """The part of the core that all others stand on: it knows no wing."""

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from litellm.types.utils import Message, ModelResponse
 
-from krunch_litellm import abandoned
 from krunch_litellm.chunks import ExpandedChunks
 from krunch_litellm.wire.offsets import with_offsets_right
+from krunch_plugins import abandoned
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping

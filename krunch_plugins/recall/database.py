@@ -7,12 +7,15 @@ import contextlib
 import logging
 import os
 import sqlite3
+import sys
 import threading
 import time
 import weakref
 from typing import TYPE_CHECKING
 
+from krunch_plugins import abandoned
 from krunch_plugins.errors import StoreBusy, StoreClosed, StoreError, StoreFull, StoreUnavailable
+from krunch_plugins.recall.connections import Connections
 from krunch_plugins.recall.files import FileLock
 from krunch_plugins.recall.held_files import HeldFile
 
@@ -85,14 +88,13 @@ class IndexDatabase:
         self._lock = threading.RLock()  # guards what follows; held for moments, or while the file is checked
         self._identity: tuple[int, int] | None = None
         self._generation = 0
-        self._idle: list[sqlite3.Connection] = []
-        self._mine: tuple[int, sqlite3.Connection] | None = None  # guarded by `_writing`
-        # Open as long as the file is: with its last connection SQLite would move the log into the file, digest or no.
-        self._anchor: sqlite3.Connection | None = None
+        self._connections = Connections()
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            self.close()
+        """Nobody closed it: it is closed elsewhere, since the collector may run this inside any lock."""
+        connections = self.__dict__.get("_connections")
+        if connections is not None and connections.held and not sys.is_finalizing():
+            abandoned.hand_over(self.close)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -104,7 +106,8 @@ class IndexDatabase:
         with self._lock:
             self._use()
             generation = self._generation
-            connection = self._idle.pop() if self._idle else None
+            idle = self._connections.idle
+            connection = idle.pop() if idle else None
         try:
             with self._translated():
                 connection = connection or self._connect()
@@ -118,8 +121,8 @@ class IndexDatabase:
                 connection.close()
             raise
         with self._lock:
-            if generation == self._generation and len(self._idle) < _IDLE:
-                self._idle.append(connection)
+            if generation == self._generation and len(self._connections.idle) < _IDLE:
+                self._connections.idle.append(connection)
                 return
         connection.close()
 
@@ -212,10 +215,10 @@ class IndexDatabase:
     def close(self) -> None:
         """Settle and let go. Safe to call twice; the next use opens it again."""
         with self._writing, self._lock:
-            if self._pid != os.getpid() or self._identity is None:
+            if self._pid != os.getpid() or not self._connections.held:
                 return
-            self._drop_idle()
-            if self._stat() == self._identity:
+            self._connections.drop_idle()
+            if self._identity is not None and self._stat() == self._identity:
                 with (
                     contextlib.suppress(sqlite3.Error, OSError, StoreError, DatabaseReplaced),
                     self._holding(0.0) as mine,  # not `alone`, which is closed to a database that is retired
@@ -241,17 +244,19 @@ class IndexDatabase:
         """Check and open the file unless it is open; the lock is held."""
         if self._pid != os.getpid():
             # Another thread of the parent may hold these locks, and its connections are not ours to close.
-            _INHERITED.append((self._idle, self._mine, self._anchor, self._present, self._writer))
+            _INHERITED.append((self._connections, self._present, self._writer))
             self._file.forget()
             self._begin()
         if self._identity is not None:
             if self._stat() == self._identity:
                 return
-            self._drop_idle()  # another process, or a user, has removed it
+            self._connections.drop_idle()  # another process, or a user, has removed it
             self._generation += 1
             self._identity = None
-            self._drop_anchor()
+            self._connections.drop_anchor()
         self._present.release()
+        abandoned.attend()
+        self._connections.hold()
         for folder in (self.path.parent.parent, self.path.parent):
             folder.mkdir(mode=0o700, exist_ok=True)
         with self._translated(made_anew=False):
@@ -265,7 +270,7 @@ class IndexDatabase:
                     if not found:
                         self._create()
                     elif found != self._version:
-                        self._drop_anchor()
+                        self._connections.drop_anchor()
                         why = "another process has it open, and is of another version of Krunch"
                         raise StoreUnavailable(str(self.path), why)
             else:
@@ -274,15 +279,15 @@ class IndexDatabase:
 
     def _create(self) -> None:
         """Make the file and its tables; what was there is removed."""
-        self._drop_anchor()
+        self._connections.drop_anchor()
         self._remove()  # the log of a file that is gone would be replayed into the new one
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-        self._anchor = self._connect()
-        self._anchor.execute("BEGIN IMMEDIATE")
-        self._prepare(self._anchor)
-        self._anchor.execute(f"PRAGMA user_version={self._version:d}")
-        self._anchor.execute("COMMIT")
-        self._anchor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        anchor = self._connections.anchor = self._connect()
+        anchor.execute("BEGIN IMMEDIATE")
+        self._prepare(anchor)
+        anchor.execute(f"PRAGMA user_version={self._version:d}")
+        anchor.execute("COMMIT")
+        anchor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._write_digest()
 
     def _is_intact(self) -> bool:
@@ -295,8 +300,8 @@ class IndexDatabase:
     def _anchored(self) -> int:
         """Open the file; its version, 0 if it has none or cannot be read."""
         try:
-            self._anchor = self._connect()
-            return int(self._anchor.execute("PRAGMA user_version").fetchone()[0])
+            anchor = self._connections.anchor = self._connect()
+            return int(anchor.execute("PRAGMA user_version").fetchone()[0])
         except sqlite3.DatabaseError:
             return 0
 
@@ -339,33 +344,19 @@ class IndexDatabase:
             return None
         return status.st_dev, status.st_ino
 
-    def _drop_idle(self) -> None:
-        for connection in self._idle:
-            connection.close()
-        self._idle.clear()
-
-    def _drop_anchor(self) -> None:
-        if self._anchor is not None:
-            self._anchor.close()
-            self._anchor = None
-
     def _drop_connections(self) -> None:
         self._generation += 1
-        self._drop_idle()
-        self._drop_anchor()
-        if self._mine is not None:
-            self._mine[1].close()
-            self._mine = None
+        self._connections.drop()
         self._file.release()
 
     def _writing_connection(self) -> sqlite3.Connection:
         """The connection that changes are made with; `_writing` is held."""
-        if self._mine is not None and self._mine[0] != self._generation:
-            self._mine[1].close()
-            self._mine = None
-        if self._mine is None:
-            self._mine = self._generation, self._connect()
-        return self._mine[1]
+        connections = self._connections
+        if connections.mine is not None and connections.mine[0] != self._generation:
+            connections.drop_mine()
+        if connections.mine is None:
+            connections.mine = self._generation, self._connect()
+        return connections.mine[1]
 
     @contextlib.contextmanager
     def _translated(self, *, made_anew: bool = True) -> Iterator[None]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from krunch_plugins import abandoned
 from krunch_plugins.errors import StoreUnavailable
 
 try:
@@ -27,6 +30,18 @@ _POLL = 0.005
 """Seconds between two attempts at a lock that another process has."""
 
 
+_temporary: set[Path] = set()
+if hasattr(os, "register_at_fork"):  # they stay the parent's
+    os.register_at_fork(after_in_child=_temporary.clear)
+
+
+@atexit.register
+def _remove_temporary() -> None:
+    """Nobody closed these: what was said must not lie there for ever."""
+    for path in _temporary:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 class IndexFiles:
     """The folder of all indexes over a store, with a folder for each tenant. For their owner only.
 
@@ -35,8 +50,15 @@ class IndexFiles:
     """
 
     def __init__(self, directory: Path | None) -> None:
-        self._temporary = directory is None
         self.path = Path(tempfile.mkdtemp(prefix="krunch-recall-")) if directory is None else directory / FOLDER
+        if directory is None:
+            _temporary.add(self.path)
+            abandoned.attend()
+
+    def __del__(self) -> None:
+        """Nobody closed it: it is closed elsewhere, since the collector may run this at any moment."""
+        if self.__dict__.get("path") in _temporary and not sys.is_finalizing():
+            abandoned.hand_over(self.close)
 
     def folder(self, tenant: str | None) -> Path:
         """A tenant's folder, made if it is missing. Its name is a digest: ids are data, never paths.
@@ -55,8 +77,9 @@ class IndexFiles:
 
     def close(self) -> None:
         """Remove what was temporary."""
-        if self._temporary:
+        if self.path in _temporary:
             shutil.rmtree(self.path, ignore_errors=True)
+            _temporary.discard(self.path)
 
 
 class FileLock:

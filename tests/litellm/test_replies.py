@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import krunch_litellm
 import litellm
 import pytest
-from krunch_litellm import abandoned
 from krunch_litellm.replies import ExpandedStream
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.types.utils import Delta, ModelResponseStream, StreamingChoices
 
-from krunch_plugins import Krunch, hookimpl
+from krunch_plugins import Krunch, abandoned, hookimpl
 from krunch_plugins.upstream import Answer, ToolCall
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import shutil
@@ -16,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from krunch_plugins import ConversationStore, Krunch, SearchQuery, Settings
+from krunch_plugins import ConversationStore, Krunch, SearchQuery, Settings, abandoned
+from krunch_plugins.recall import held_files
+from krunch_plugins.recall.database import IndexDatabase
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "bench"))
 import kill_recall
@@ -291,6 +294,43 @@ def test_a_program_that_never_closes_leaves_an_index_that_is_good(tmp_path: Path
         assert os.path.samestat(os.fstat(file.fileno()), database.stat())
 
 
+def test_the_collector_closes_no_index_itself(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever forgets to close has it closed soon, but not by the collector, which may run under any lock of ours."""
+    closed: list[str] = []
+    close = IndexDatabase.close
+
+    def watched(database: IndexDatabase) -> None:
+        close(database)
+        closed.append(threading.current_thread().name)
+
+    monkeypatch.setattr(IndexDatabase, "close", watched)
+    with ConversationStore(home) as store:
+        krunch = Krunch(Settings(recall=OPTIONS), store=store)
+        store.append("new", [{"role": "user", "content": "amber"}])
+        assert krunch.search("amber", session="new")
+    (log,) = (path for path in index_files(home) if path.suffix == ".db-wal" and path.stat().st_size)
+    database = log.with_suffix(".db")
+    number = database.stat().st_ino
+
+    def forget() -> None:
+        nonlocal krunch, store
+        with held_files._files.lock:
+            del krunch, store
+            gc.collect()
+
+    thread = threading.Thread(target=forget, daemon=True)
+    thread.start()
+    thread.join(20.0)
+    assert not thread.is_alive()
+    assert abandoned.settle(20.0)
+
+    assert closed == ["krunch-abandoned"]
+    assert not log.exists()  # settled, with a digest: the next one takes it as it is
+    with Krunch(Settings(home=home, recall=OPTIONS)) as krunch:
+        assert krunch.search("amber", session="new")
+        assert database.stat().st_ino == number
+
+
 def test_a_killed_process_leaves_an_index_that_is_still_good(home: Path) -> None:
     """After SIGKILL amid appends the next one goes on with the same file, and finds what was appended."""
     program = WRITER.replace("range(40)", "range(100000)")
@@ -378,3 +418,33 @@ def test_a_store_elsewhere_has_temporary_indexes(tmp_path: Path) -> None:
         krunch.close()
 
     assert not place.exists()
+
+
+@pytest.mark.parametrize(
+    "end", ["del krunch, store; gc.collect(); abandoned.settle(20)", "", "os.fork() or sys.exit()"]
+)
+def test_temporary_indexes_go_though_nobody_closes_them(end: str, tmp_path: Path) -> None:
+    """What was put into a temporary place goes with who put it there, or with the process; a forked one leaves it."""
+    program = f"""
+import gc, os, sys, tempfile
+sys.path[:0] = [{str(Path(kill_recall.__file__).parent)!r}]
+from kill_recall import Elsewhere
+from krunch_plugins import Krunch, Settings, abandoned
+tempfile.tempdir = sys.argv[2]
+with Elsewhere(sys.argv[1]) as store:
+    krunch = Krunch(Settings(recall={{"voices": ["words"]}}), store=store)
+    store.append("s", [{{"role": "user", "content": "amber"}}])
+    krunch.search("amber")
+{end}
+if "fork" in {end!r}:
+    os.wait()
+print(len(os.listdir(sys.argv[2])))
+"""
+    place = tmp_path / "temporary"
+    place.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "home"), str(place)], capture_output=True, text=True, check=False
+    )
+
+    assert done.stdout.strip() == ("0" if "gc" in end else "1"), done.stderr
+    assert list(place.iterdir()) == []

@@ -1,7 +1,8 @@
-"""Streams that nobody reads any more, ended in a thread: the garbage collector finds them anywhere, also inside locks.
+"""What nobody holds any more and nobody ended (a stream, an index), ended in a thread of its own.
 
+The garbage collector finds it in any thread at any moment, also inside a lock of ours, so it must not be ended there.
 What a finalizer may do is put something into a `SimpleQueue`, whose `put` is reentrant. Starting a thread there is not
-allowed either (`threading` has locks, too), so the thread is started when a stream begins.
+allowed either (`threading` has locks, too), so the thread is started when what may be abandoned is made.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ def _run() -> None:
         try:
             ending()
         except Exception as error:  # noqa: BLE001 - the next ones are to be ended, too
-            log.warning("ending an abandoned stream failed with %s", type(error).__name__)
-        del ending  # else it holds the exchange until the next one comes
+            log.warning("ending what was abandoned failed with %s", type(error).__name__)
+        del ending  # else it holds what was ended until the next one comes
 
 
 @atexit.register
