@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import sqlite3
 
 _held: set[Connections] = set()
-"""Those that are not dropped yet. From Python 3.13 on the collector closes a connection that it finds together with who
+"""Those that are not dropped yet. From Python 3.12 on the collector closes a connection that it finds together with who
 held it, and SQLite moves its log into the file with the last one: disk work, in any thread, under any lock."""
 
 
