@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import sqlite3
 import statistics
 import tempfile
 import time
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import recall_sets
 
 from krunch_plugins import Krunch, Settings, Turn
+from krunch_plugins.recall.texts import text_of
 from krunch_plugins.recall.word_terms import terms
 
 if TYPE_CHECKING:
@@ -40,25 +42,30 @@ ARMS: dict[str, dict[str, Any]] = {
     "words + vectors + topics": {"voices": ["words", "vectors", "topics"]},
     "default": {},
 }
+USUAL = "BM25 as usual"
+"""What anybody would take: SQLite's FTS5 over the turns of the conversation, stemmed, without stop words."""
 DEPTHS = (5, 10, 20)
 
 
 def quality(corpus: Path, arms: Sequence[str], only: str, half: int | None = None) -> None:
-    """Print a table for each set, and the categories of the last arm."""
+    """Print a table for each set, and the categories of the default."""
     extra = Path(__file__).parent / "data"
     sets = [*recall_sets.read(corpus), *recall_sets.read_beside(extra, corpus)]
     sets = [found for found in sets if only in found.name]
     for found in sets if half is None else [found.half(half) for found in sets]:
         print(f"\n{found.name}: {len(found.questions)} questions, {len(found.conversations)} conversations")
         print(f"{'':28}" + "".join(f"{f'@{depth}':>8}" for depth in DEPTHS) + f"{'MRR':>8}")
+        if USUAL in arms:
+            print(f"{USUAL:28}" + "".join(f"{figure:8.3f}" for figure in _figures(_as_usual(found))))
         with tempfile.TemporaryDirectory() as home:
             _store(found, home)
-            for arm in arms:
+            for arm in (arm for arm in arms if arm != USUAL):
                 with Krunch(Settings(home=home, recall=ARMS[arm])) as krunch:
                     krunch.flush()
                     results = [(question, _ask(krunch, question)) for question in found.questions]
                 print(f"{arm:28}" + "".join(f"{figure:8.3f}" for figure in _figures(results)))
-            _categories(results)
+                if arm == "default":
+                    _categories(results)
 
 
 def _store(found: QuestionSet, home: str) -> None:
@@ -74,6 +81,24 @@ def _ask(krunch: Krunch, question: Question) -> list[int]:
     before = None if question.before is None else float(question.before)
     hits = krunch.search(question.text, session=question.session, k=max(DEPTHS), before=before)
     return [hit.turn.number for hit in hits]
+
+
+def _as_usual(found: QuestionSet) -> list[tuple[Question, list[int]]]:
+    """What `USUAL` finds."""
+    results = []
+    with sqlite3.connect(":memory:") as database:
+        for name, messages in found.conversations.items():
+            database.execute("CREATE VIRTUAL TABLE turns USING fts5(text, tokenize='porter unicode61')")
+            rows = [(number, " ".join(terms(text_of(message)))) for number, message in enumerate(messages, 1)]
+            database.executemany("INSERT INTO turns(rowid, text) VALUES(?, ?)", rows)
+            for question in (question for question in found.questions if question.session == name):
+                wanted = " OR ".join(f'"{term}"' for term in dict.fromkeys(terms(question.text)))
+                sql = "SELECT rowid - 1 FROM turns WHERE turns MATCH ? AND rowid <= ? ORDER BY rank, rowid LIMIT ?"
+                before = len(messages) if question.before is None else question.before
+                hits = database.execute(sql, (wanted, before, max(DEPTHS))).fetchall() if wanted else []
+                results.append((question, [number for (number,) in hits]))
+            database.execute("DROP TABLE turns")
+    return results
 
 
 def _figures(results: list[tuple[Question, list[int]]]) -> list[float]:
@@ -166,7 +191,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("quality")
     one.add_argument("corpus", type=Path)
-    one.add_argument("--arm", action="append", choices=list(ARMS), help="only this one; may be repeated")
+    one.add_argument("--arm", action="append", choices=[USUAL, *ARMS], help="only this one; may be repeated")
     one.add_argument("--set", default="", help="only sets with this in their name")
     one.add_argument("--half", type=int, choices=(0, 1), help="only every other conversation, to tune on or to report")
     other = commands.add_parser("speed")
@@ -175,7 +200,7 @@ def main() -> None:
     other.add_argument("--words", type=Path, help="a text whose words the turns are made of")
     arguments = parser.parse_args()
     if arguments.command == "quality":
-        quality(arguments.corpus, arguments.arm or list(ARMS), arguments.set, arguments.half)
+        quality(arguments.corpus, arguments.arm or [USUAL, *ARMS], arguments.set, arguments.half)
     else:
         speed(arguments.turns, arguments.sessions, arguments.words)
 

@@ -4,15 +4,16 @@
     python bench/vectors.py memory [--count 100000] [--dimension 384]
     python bench/vectors.py embedder FOLDER
 
-`speed`: exact search against the graph: CPU time, recall@10 of the graph, bytes, on made-up vectors, or on the lines of
-the conversations in FOLDER (*.jsonl). `memory`: bytes of a vector, for the whole process. `embedder`: the built-in
-embedder alone: share of evidence among the first 5, 10, 20, with the idf that ships, without any, with one of the
-conversation itself, and in float16; FOLDER has long_memory.jsonl and long_memory_qa.jsonl.
+`speed`: exact search against the graph: CPU time, recall@10 of the graph, bytes, on made-up vectors, or on different
+texts of the conversations in FOLDER (*.jsonl): turns, lines, and lines that follow each other. `memory`: bytes of a vector, for the whole process. `embedder`: the built-in
+embedder alone: share of evidence among the first 5, 10, 20, with the idf that ships, without any, with one that
+is learned from the conversation, and in float16; FOLDER has long_memory.jsonl and long_memory_qa.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import gc
 import json
@@ -20,7 +21,7 @@ import resource
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -33,13 +34,16 @@ from krunch_plugins.recall.texts import text_of
 from krunch_plugins.recall.vectors import AdaptiveIndex, ExactIndex, unit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
+    Tables = Callable[[list[str]], Floats]
 
 QUERIES = 300
+SHORT = 30
+"""Characters of a line that is left out."""
 K = 10
 
 
@@ -67,38 +71,42 @@ def found(index: ExactIndex | HnswIndex | AdaptiveIndex, queries: Floats) -> tup
     return scores, float(np.percentile(times, 50)), float(np.percentile(times, 99))
 
 
-def lines_of(folder: Path) -> list[str]:
-    """The longer lines of all messages, each once, shuffled."""
-    lines: dict[str, None] = {}
+def texts_of(folder: Path) -> list[str]:
+    """Different texts, shuffled: all turns, their longer lines, and two and three lines that follow each other."""
+    texts: dict[str, None] = {}
     for path in sorted(folder.glob("*.jsonl")):
         with path.open(encoding="utf-8") as conversations:
             for conversation in map(json.loads, conversations):
                 for message in conversation.get("messages", ()):
-                    lines |= dict.fromkeys(line for line in text_of(message).split("\n") if len(line) > 30)  # noqa: PLR2004
-    found_lines = [line for line in lines if any(words(line))]
-    return [found_lines[at] for at in np.random.default_rng(0).permutation(len(found_lines))]
+                    text = text_of(message)
+                    lines = [line for line in text.split("\n") if len(line) > SHORT]
+                    texts |= dict.fromkeys([text, *lines])
+                    for size in (2, 3):
+                        texts |= dict.fromkeys("\n".join(lines[at : at + size]) for at in range(len(lines) - size + 1))
+    said = [text for text in texts if any(words(text))]
+    return [said[at] for at in np.random.default_rng(0).permutation(len(said))]
 
 
-def samples(size: int, dimension: int, lines: list[str]) -> tuple[Floats, Floats]:
-    """Vectors, and queries near some of them: of lines and of two thirds of their words; made up, without lines."""
+def samples(size: int, dimension: int, texts: list[str]) -> tuple[Floats, Floats]:
+    """Vectors, and queries near some of them: of texts and of two thirds of their words; made up, without texts."""
     random = np.random.default_rng(1)
-    if not lines:
+    if not texts:
         vectors = texts_like(size, dimension)
         queries = vectors[random.integers(size, size=QUERIES)]
         return vectors, unit(queries + 0.7 * random.standard_normal(queries.shape).astype(np.float32) / dimension**0.5)
     hashing = HashingEmbedder(dimension)
-    asked = [lines[at].split() for at in random.integers(size, size=QUERIES)]
+    asked = [texts[at].split() for at in random.integers(size, size=QUERIES)]
     parts = [" ".join(random.permutation(one)[: max(1, len(one) * 2 // 3)].tolist()) for one in asked]
-    return hashing.embed(lines[:size]), hashing.embed([part for part in parts if any(words(part))])
+    return hashing.embed(texts[:size]), hashing.embed([part for part in parts if any(words(part))])
 
 
-def speed(sizes: Sequence[int], dimension: int, lines: list[str]) -> None:
+def speed(sizes: Sequence[int], dimension: int, texts: list[str]) -> None:
     """Exact search against the graph."""
     print(f"{dimension} dimensions; CPU ms a query: p50, p99; recall@{K} of the graph, and of vectors that were stored")
     print("in float16, against exact search in float32; the graph's bytes a vector; how fast it is built")
     for wanted in sizes:
-        size = min(wanted, len(lines) or wanted)
-        vectors, queries = samples(size, dimension, lines)
+        size = min(wanted, len(texts) or wanted)
+        vectors, queries = samples(size, dimension, texts)
         exact, graph = (
             ExactIndex(dimension),
             HnswIndex(dimension, projection=Projection.learned(dimension, vectors[:SAMPLE])),
@@ -155,28 +163,49 @@ def embedder(folder: Path) -> None:
     with (folder / "long_memory_qa.jsonl").open(encoding="utf-8") as lines:
         questions = [one for one in map(json.loads, lines) if one["evidence_indices"]]
     shipped = embedders._idf()  # noqa: SLF001 - what is compared is the table
-    hashing = HashingEmbedder()
-    print("share of evidence found            @5    @10    @20")
+    print("share of evidence found                    @5    @10    @20")
 
-    def show(name: str, table: Callable[[list[str]], Floats], dtype: type = np.float32, embed: Any = hashing) -> None:  # noqa: ANN401
-        rows: dict[str, list[list[float]]] = {}
+    def show(name: str, turns: Tables, queries: Tables, dimension: int = 448, dtype: type = np.float32) -> None:
+        hashing = HashingEmbedder(dimension)
+        shares = []
         for key, texts in conversations.items():
-            found_table = table(texts)
-            setattr(embedders, "_idf", lambda found_table=found_table: found_table)  # noqa: B010 - mypy knows its type
-            embedders._features.cache_clear()  # noqa: SLF001
-            vectors = embed.embed(texts).astype(dtype).astype(np.float32)
-            for one in (one for one in questions if one["conversation_id"] == key):
-                order = np.argsort(-(vectors @ embed.embed([one["question"]])[0]), kind="stable").tolist()
+            asked = [one for one in questions if one["conversation_id"] == key]
+            with idf(turns(texts)):
+                vectors = hashing.embed(texts).astype(dtype).astype(np.float32)
+            with idf(queries(texts)):
+                wanted = hashing.embed([one["question"] for one in asked])
+            for one, query in zip(asked, wanted, strict=True):
+                order = np.argsort(-(vectors @ query), kind="stable").tolist()
                 evidence = set(one["evidence_indices"])
-                shares = [len(evidence & set(order[:k])) / len(evidence) for k in (5, 10, 20)]
-                rows.setdefault("all", []).append(shares)
-        print(f"{name:30}", "  ".join(f"{value:.3f}" for value in np.mean(rows["all"], axis=0)), flush=True)
+                shares.append([len(evidence & set(order[:k])) / len(evidence) for k in (5, 10, 20)])
+        print(f"{name:38}", "  ".join(f"{value:.3f}" for value in np.mean(shares, axis=0)), flush=True)
 
-    show("the idf that ships", lambda _: shipped)
-    show("the same, float16", lambda _: shipped, np.float16)
-    show("no idf", lambda _: np.ones_like(shipped))
-    show("idf of the conversation", own_idf)
-    show("4,096 dimensions", lambda _: shipped, embed=HashingEmbedder(4096))
+    def fixed(_: list[str]) -> Floats:
+        return shipped
+
+    def none(_: list[str]) -> Floats:
+        return np.ones_like(shipped)
+
+    show("the idf that ships", fixed, fixed)
+    show("the same, float16", fixed, fixed, dtype=np.float16)
+    show("no idf", none, none)
+    show("learned, for queries alone", none, own_idf)
+    show("shipped for turns, learned for queries", fixed, own_idf)
+    show("learned, for both", own_idf, own_idf)
+    show("the idf that ships, 4,096 dimensions", fixed, fixed, dimension=4096)
+
+
+@contextlib.contextmanager
+def idf(table: Floats) -> Iterator[None]:
+    """Have the embedder use another table for a while."""
+    shipped = embedders._idf  # noqa: SLF001 - no setting
+    try:
+        setattr(embedders, "_idf", lambda: table)  # noqa: B010 - mypy knows its type
+        embedders._features.cache_clear()  # noqa: SLF001
+        yield
+    finally:
+        setattr(embedders, "_idf", shipped)  # noqa: B010
+        embedders._features.cache_clear()  # noqa: SLF001
 
 
 def own_idf(texts: list[str]) -> Floats:
@@ -197,8 +226,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100_000)
     given = parser.parse_args()
     if given.what == "speed":
-        lines = lines_of(given.folder) if given.folder else []
-        speed([int(size) for size in given.sizes.split(",")], given.dimension, lines)
+        texts = texts_of(given.folder) if given.folder else []
+        speed([int(size) for size in given.sizes.split(",")], given.dimension, texts)
     elif given.what == "memory":
         memory(given.count, given.dimension)
     elif given.folder is None:
