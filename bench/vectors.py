@@ -5,9 +5,10 @@
     python bench/vectors.py embedder FOLDER
 
 `speed`: exact search against the graph: CPU time, recall@10 of the graph, bytes, on made-up vectors, or on different
-texts of the conversations in FOLDER (*.jsonl): turns, lines, and lines that follow each other. `memory`: bytes of a vector, for the whole process. `embedder`: the built-in
-embedder alone: share of evidence among the first 5, 10, 20, with the idf that ships, without any, with one that
-is learned from the conversation, and in float16; FOLDER has long_memory.jsonl and long_memory_qa.jsonl.
+texts of the conversations in FOLDER (*.jsonl): turns, lines, and lines that follow each other. `memory`: bytes of a
+vector, for the whole process. `embedder`: the built-in embedder alone: share of evidence among the first 5, 10, 20,
+with the idf that ships, without any, with one that is learned from the conversation, and in float16; FOLDER has
+long_memory.jsonl and long_memory_qa.jsonl.
 """
 
 from __future__ import annotations
