@@ -118,6 +118,7 @@ class Follower:
         self._work = threading.Condition()
         self._due: OrderedDict[Tenant, float] = OrderedDict()  # when to look at a tenant, by time.monotonic()
         self._failures: dict[Tenant, int] = {}
+        self._heads: dict[Tenant, str] = {}
         self._building: set[Tenant] = set()
         self._wishes: defaultdict[Tenant, list[_Wish]] = defaultdict(list)
         self._busy = False
@@ -152,10 +153,20 @@ class Follower:
                 time.sleep(_BUSY)
         return True
 
-    def position(self, tenant: str | None, cursor: str | None) -> str | None:
-        """Something that differs from before when the store has changed, or the index has another cursor."""
-        after = self._store.since(cursor, tenant=tenant, limit=1)[1] if cursor is not None else None
-        return f"{cursor}>{after}"
+    def head(self, tenant: str | None, known: str | None) -> str:
+        """The cursor after all that the store has by now, whoever committed it, and however far the index is.
+
+        Args:
+            tenant: whose.
+            known: a cursor to start from the first time, None for the beginning.
+        """
+        at = self._heads.get(tenant) or known
+        while True:
+            after = self._store.since(at, tenant=tenant)[1]
+            if after == at:
+                self._heads[tenant] = after
+                return after
+            at = after
 
     def wake(self, tenant: str | None) -> None:
         """Have the background thread catch up with a tenant. What has failed waits until it is tried again."""

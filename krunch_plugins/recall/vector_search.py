@@ -175,8 +175,10 @@ class Vectors:
         if model is None:
             return None
         space = model.index.space(tenant)
-        # An answer without vectors is not that of a version: once the query's vector is there, it is another.
-        return model.embedder.name, space.serial, space.changes, model.queries.without
+        # An answer without vectors is not that of a version: once the query's vector is there, it is another. And the
+        # index may be behind: what another process forgot must not be answered with from a cache.
+        head = self._model.follower.head(tenant, space.cursor)
+        return model.embedder.name, space.serial, space.changes, model.queries.without, head
 
     def flush(self, timeout: float | None = None) -> bool:
         """Have every turn embedded; False if an embedder is down, or time ran out."""

@@ -71,12 +71,12 @@ class Words:
         return 0.0 if tenant is not None and tenant.startswith(APART) else self._settings.window_weight
 
     def version(self, tenant: str | None) -> Hashable:
-        """How far the store has got; what is not in the index yet is taken in before a search."""
+        """How far the store has got, if the index has all of it; else something that no other version is equal to."""
         try:
             cursor = self._index.cursor(tenant)
         except DatabaseReplaced:
-            return None
-        return self._follower.position(tenant, cursor)
+            return object()
+        return cursor if cursor == self._follower.head(tenant, cursor) else object()
 
     def flush(self, timeout: float | None = None) -> bool:
         """Have everything searchable, and no trace left of what was forgotten."""

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krunch_plugins import ConversationStore, Krunch, SearchHit, SearchQuery, Settings, Turn, hookimpl
+from krunch_plugins.recall.files import FileLock
 from krunch_plugins.recall.search import fuse
 
 if TYPE_CHECKING:
@@ -211,6 +212,47 @@ def test_a_repeated_query_is_answered_from_the_cache_until_something_changes(
     assert found() == (1, 1)
     other.forget("t")
     assert found() == (0, 1)
+
+
+@pytest.mark.parametrize("voices", [["words"], ["vectors"], ["topics"]])
+def test_a_cached_answer_holds_nothing_that_another_process_forgot(
+    open_krunch: Callable[..., Krunch], voices: list[str], tmp_path: Path
+) -> None:
+    """Also where the index is behind, because another process has the right to write it and takes its time."""
+    krunch = open_krunch(voices=voices, wait_seconds=0.0)
+    assert krunch.store is not None
+    for session in ("s", "t"):
+        krunch.store.append(session, [{"role": "user", "content": f"amber of {session}"}])
+    krunch.flush()
+    scope = "s" if "topics" in voices else None
+    folder = next((tmp_path / "home" / "recall").iterdir())
+    with FileLock(folder / "words.writer").holding() as first, FileLock(folder / "vectors.lock").holding() as second:
+        assert first
+        assert second
+        krunch.store.append("u", [{"role": "user", "content": "violin"}])
+        assert ("s", 0) in places(krunch.search("amber", session=scope))
+        assert ("s", 0) in places(krunch.search("amber", session=scope))
+        with ConversationStore(tmp_path / "home") as elsewhere:
+            elsewhere.forget("s")
+        assert ("s", 0) not in places(krunch.search("amber", session=scope))
+
+
+def test_an_answer_of_an_index_that_is_behind_is_not_kept(open_krunch: Callable[..., Krunch], tmp_path: Path) -> None:
+    """While another process builds the index, a search makes do with what there is, and the next one asks again."""
+    krunch = open_krunch(wait_seconds=0.0)
+    other = open_krunch()
+    assert krunch.store is not None
+    assert krunch.search("amber") == []
+    folder = next((tmp_path / "home" / "recall").iterdir())
+    index = krunch._recall._voices["words"]._index  # type: ignore[attr-defined]  # what happens to it is the point
+    with FileLock(folder / "words.writer").holding():
+        krunch.store.append("s", [{"role": "user", "content": "amber"}])
+        assert krunch.search("amber") == []
+        events, _ = krunch.store.since(None)
+        with index.database(None)._writing, index.database(None)._translated():
+            index.apply(None, events, None)  # a build that goes on
+        assert places(krunch.search("amber")) == [("s", 0)]
+    assert places(other.search("amber")) == [("s", 0)]
 
 
 def test_the_cache_is_not_reached_through_what_it_gives(open_krunch: Callable[..., Krunch]) -> None:
