@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol, get_args
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, get_args
 from krunch_plugins import tokens
 from krunch_plugins.recall.cut import Units
 from krunch_plugins.recall.excerpts import excerpt
+from krunch_plugins.recall.locks import Lock
 from krunch_plugins.recall.messages import Lengths, is_instruction, is_result, is_users
 from krunch_plugins.recall.selection import RECALLED, ROLES, Candidate, Chosen, choose, needed, search_for
 from krunch_plugins.recall.texts import text_of
@@ -138,7 +138,7 @@ class Contexts:
     ) -> None:
         self._store, self._search, self._encoding = store, search, encoding
         self._lengths = Lengths()
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._known: OrderedDict[tuple[str | None, str], _Instructions] = OrderedDict()
 
     def make(

@@ -18,6 +18,7 @@ from krunch_plugins.errors import StoreBusy, StoreClosed, StoreError, StoreFull,
 from krunch_plugins.recall.connections import Connections
 from krunch_plugins.recall.files import FileLock
 from krunch_plugins.recall.held_files import HeldFile
+from krunch_plugins.recall.locks import begin_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -78,10 +79,16 @@ class IndexDatabase:
         self._digest = path.with_suffix(".digest")
         self._file = HeldFile(path)
         self._begin()
+        begin_after_fork(self)
         _OPEN.add(self)
 
+    def begin(self) -> None:
+        """Have nothing open; see `begin_after_fork`."""
+        _INHERITED.append((self._connections, self._present, self._writer))
+        self._file.forget()
+        self._begin()
+
     def _begin(self) -> None:
-        self._pid = os.getpid()
         self._retired = False
         self._present, self._writer = (FileLock(self.path.with_suffix(suffix)) for suffix in (".open", ".writer"))
         self._writing = threading.RLock()  # taken before the other one, and held as long as something is written
@@ -215,7 +222,7 @@ class IndexDatabase:
     def close(self) -> None:
         """Settle and let go. Safe to call twice; the next use opens it again."""
         with self._writing, self._lock:
-            if self._pid != os.getpid() or not self._connections.held:
+            if not self._connections.held:
                 return
             self._connections.drop_idle()
             if self._identity is not None and self._stat() == self._identity:
@@ -236,17 +243,12 @@ class IndexDatabase:
 
     def _use(self) -> None:
         """Have the file open; the lock is held."""
-        if self._retired and self._pid == os.getpid():
+        if self._retired:
             raise StoreClosed
         self._open()
 
     def _open(self) -> None:
         """Check and open the file unless it is open; the lock is held."""
-        if self._pid != os.getpid():
-            # Another thread of the parent may hold these locks, and its connections are not ours to close.
-            _INHERITED.append((self._connections, self._present, self._writer))
-            self._file.forget()
-            self._begin()
         if self._identity is not None:
             if self._stat() == self._identity:
                 return

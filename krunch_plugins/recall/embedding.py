@@ -14,6 +14,7 @@ import numpy as np
 from krunch_plugins.errors import WrongDimension
 from krunch_plugins.recall.embedders import HashingEmbedder
 from krunch_plugins.recall.embedding_pages import rounded
+from krunch_plugins.recall.locks import begin_after_fork
 from krunch_plugins.recall.vectors import unit
 
 if TYPE_CHECKING:
@@ -147,11 +148,16 @@ class QueryVectors:
         self._embedder, self._seconds, self._clock = embedder, seconds, clock
         self.without = 0
         self._late = False
-        self._running: dict[str, threading.Event] = {}
-        self._lock = threading.Lock()
+        self.begin()
+        begin_after_fork(self)
         self._kept: OrderedDict[str, Vector] = OrderedDict()
         self._failures = 0
         self._not_before = 0.0
+
+    def begin(self) -> None:
+        """Have no call under way; see `begin_after_fork`."""
+        self._lock = threading.Lock()
+        self._running: dict[str, threading.Event] = {}
 
     def vector(self, text: str) -> Vector | None:
         """The vector of a query; None if it cannot be had just now."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
 import threading
 import time
 from collections import OrderedDict
@@ -20,6 +19,7 @@ from krunch_plugins.recall.embedding_calls import LeftBehind, until
 from krunch_plugins.recall.embedding_pages import MODELS, EmbeddingPages, digest
 from krunch_plugins.recall.embedding_space import Space
 from krunch_plugins.recall.files import FileLock
+from krunch_plugins.recall.locks import begin_after_fork
 from krunch_plugins.recall.reading import readable
 from krunch_plugins.recall.texts import text_of
 from krunch_plugins.recall.vector_files import VectorFiles
@@ -94,14 +94,18 @@ class EmbeddingIndex:
         if self._dimension is not None:
             self.known.set()
         self._pages = EmbeddingPages(store, embedder.name, lambda: self._dimension)
-        self._lock = threading.Lock()
-        self._spaces: OrderedDict[str | None, Space] = OrderedDict()
+        self.begin()
+        begin_after_fork(self)
         self._left: dict[str | None, str | None] = {}
         self._page_failures = 0
         self._frozen = False
         self._held_bytes = held_bytes
         self._stopping = threading.Event()
-        self._process = os.getpid()
+
+    def begin(self) -> None:
+        """Have nothing in memory; see `begin_after_fork`."""
+        self._lock = threading.Lock()
+        self._spaces: OrderedDict[str | None, Space] = OrderedDict()
 
     def space(self, tenant: str | None) -> Space:
         """A tenant's embeddings, from its files at first.
@@ -114,8 +118,6 @@ class EmbeddingIndex:
         if dimension is None:
             dimension = self._dimension = until(self._stopping, lambda: int(self.embedder.dimension))
             self.known.set()
-        if self._process != os.getpid():  # after a fork: a lock may be held by a thread that only the parent has
-            self._process, self._lock, self._spaces = os.getpid(), threading.Lock(), OrderedDict()
         with self._lock:
             found = self._spaces.get(tenant)
             if found is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import OrderedDict, defaultdict
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from krunch_plugins.errors import StoreClosed
+from krunch_plugins.recall.locks import begin_after_fork
 from krunch_plugins.turns import TurnEvent
 
 if TYPE_CHECKING:
@@ -109,11 +109,13 @@ class Follower:
     def __init__(self, store: TurnStore, index: Index, name: str, *, at_once: bool = False, chunk: int = CHUNK) -> None:
         self._store, self._index, self.name = store, index, name
         self._at_once, self._chunk = at_once, chunk
-        self._begin()
+        self._closed = False
+        self.begin()
+        begin_after_fork(self)
         self._unsubscribe = store.subscribe(self._told)
 
-    def _begin(self) -> None:
-        self._pid = os.getpid()
+    def begin(self) -> None:
+        """Have no thread, and nothing to do; see `begin_after_fork`."""
         self._locks: defaultdict[Tenant, threading.RLock] = defaultdict(threading.RLock)
         self._work = threading.Condition()
         self._due: OrderedDict[Tenant, float] = OrderedDict()  # when to look at a tenant, by time.monotonic()
@@ -123,7 +125,6 @@ class Follower:
         self._wishes: defaultdict[Tenant, list[_Wish]] = defaultdict(list)
         self._busy = False
         self._thread: threading.Thread | None = None
-        self._closed = False
 
     def catch_up(self, tenant: str | None, timeout: float | None = None) -> bool:
         """Apply what is new to a tenant's index, in this thread; True when nothing is left.
@@ -135,7 +136,6 @@ class Follower:
         Raises:
             Exception: whatever the index or the store raises.
         """
-        self._after_fork()
         deadline = None if timeout is None else time.monotonic() + timeout
         while self._news(tenant):
             left = -1 if deadline is None else max(deadline - time.monotonic(), 0)
@@ -170,7 +170,6 @@ class Follower:
 
     def wake(self, tenant: str | None) -> None:
         """Have the background thread catch up with a tenant. What has failed waits until it is tried again."""
-        self._after_fork()
         with self._work:
             if self._closed:
                 return
@@ -351,10 +350,6 @@ class Follower:
             self._due.setdefault(tenant, time.monotonic() + delay)
         if failures == 1 and not (self._closed or isinstance(error, StoreClosed)):  # that is the end of the process
             log.warning("index %r is behind, and is tried again: %s", self.name, type(error).__name__)
-
-    def _after_fork(self) -> None:
-        if self._pid != os.getpid():  # the thread is the parent's, and whoever held a lock there may never let go
-            self._begin()
 
 
 def _turns(events: Sequence[TurnEvent]) -> int:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from krunch_plugins.errors import TokenizerUnavailable
+from krunch_plugins.recall.locks import Lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -178,7 +178,7 @@ class Lengths:
     """Counts the tokens of messages and remembers them. Thread-safe."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._known: OrderedDict[tuple[str, bytes], int] = OrderedDict()
 
     def of(self, message: Message, tokenizer: Tokenizer) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections import OrderedDict
 from copy import deepcopy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from krunch_plugins.recall.locks import Lock
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
@@ -72,7 +73,7 @@ class QueryCache:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._answers: OrderedDict[str, tuple[Hashable, str | None, list[SearchHit]]] = OrderedDict()
 
     def get(self, query: SearchQuery, version: Hashable) -> list[SearchHit] | None:

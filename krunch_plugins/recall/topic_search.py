@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from krunch_plugins.recall.locks import Lock
 from krunch_plugins.recall.topics import SessionTopics
 from krunch_plugins.recall.voices import found
 
@@ -33,7 +33,7 @@ class Topics:
 
     def __init__(self, vectors: Vectors, *, owner: bool = False) -> None:
         self._vectors, self._owner = vectors, owner
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._held: OrderedDict[tuple[str | None, str, str], SessionTopics] = OrderedDict()
 
     def search(self, query: SearchQuery) -> Sequence[SearchHit]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,6 +9,7 @@ from krunch_plugins.recall.embedders import HashingEmbedder
 from krunch_plugins.recall.embedding import EMBED_SECONDS, QueryVectors
 from krunch_plugins.recall.embedding_index import HELD_BYTES, EmbeddingIndex
 from krunch_plugins.recall.following import Follower
+from krunch_plugins.recall.locks import Lock
 from krunch_plugins.recall.vectors import EXACT_UP_TO
 from krunch_plugins.recall.voices import found
 
@@ -142,7 +142,7 @@ class Vectors:
     ) -> None:
         self._store, self._files = store, files
         self._limits = _Limits(exact_up_to, held_bytes, embed_seconds)
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._model = Model(store, files, embedder or HashingEmbedder(), self._limits)
         self._before: Model | None = None
         self._asked: dict[str | None, float] = {}

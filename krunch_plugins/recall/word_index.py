@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from krunch_plugins.errors import StoreBusy, StoreError
 from krunch_plugins.recall import word_terms as terms
 from krunch_plugins.recall.database import WAIT, DatabaseReplaced, IndexDatabase
+from krunch_plugins.recall.locks import begin_after_fork
 from krunch_plugins.recall.reading import readable
 from krunch_plugins.recall.search import holds
 from krunch_plugins.recall.texts import text_of
@@ -61,9 +62,14 @@ class WordIndex:
 
     def __init__(self, store: TurnStore, files: IndexFiles, deleted: Callable[[str | None], None]) -> None:
         self._store, self._files, self._deleted = store, files, deleted
+        self.begin()
+        begin_after_fork(self)
+        self._databases: OrderedDict[str | None, IndexDatabase] = OrderedDict()  # the least recently used first
+
+    def begin(self) -> None:
+        """Have no thread; see `begin_after_fork`."""
         self._lock = threading.Lock()
         self._settling: threading.Thread | None = None
-        self._databases: OrderedDict[str | None, IndexDatabase] = OrderedDict()  # the least recently used first
 
     def database(self, tenant: str | None) -> IndexDatabase:
         """A tenant's database."""

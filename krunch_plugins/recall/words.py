@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from krunch_plugins.errors import StoreError
 from krunch_plugins.recall.database import DatabaseReplaced
 from krunch_plugins.recall.following import Follower
+from krunch_plugins.recall.locks import begin_after_fork
 from krunch_plugins.recall.voices import found
 from krunch_plugins.recall.word_index import WordIndex, number_of, session_of, slot_in
 from krunch_plugins.recall.word_search import rank
@@ -45,9 +46,14 @@ class Words:
         self._index = WordIndex(store, files, self._scrub_later)
         self._follower = Follower(store, self._index, "words", at_once=True)
         self._settings = settings
+        self._resting = 0.0  # until when no scrub is begun, by time.monotonic()
+        self.begin()
+        begin_after_fork(self)
+
+    def begin(self) -> None:
+        """Have no timer, and nothing to scrub; see `begin_after_fork`."""
         self._lock = threading.Lock()
         self._due: set[str | None] = set()  # tenants whose index has traces of what was deleted
-        self._resting = 0.0  # until when no scrub is begun, by time.monotonic()
         self._timer: threading.Timer | None = None
 
     def search(self, query: SearchQuery) -> list[SearchHit]:
