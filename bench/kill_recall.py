@@ -24,7 +24,7 @@ from pathlib import Path
 
 from krunch_plugins import ConversationStore, Krunch, Settings
 from krunch_plugins.errors import KrunchError
-from krunch_plugins.recall import embedding_index
+from krunch_plugins.recall import embedding_space
 from krunch_plugins.recall.vector_search import Vectors
 from krunch_plugins.recall.vectors import EXACT_UP_TO
 
@@ -50,7 +50,7 @@ def limit(exact_up_to: int, save_from: int) -> None:
     """Set the limits of all indexes that are opened from now on."""
     assert Vectors.__init__.__kwdefaults__ is not None
     Vectors.__init__.__kwdefaults__["exact_up_to"] = exact_up_to
-    embedding_index._SAVE_FROM = save_from  # noqa: SLF001 - it is no setting
+    embedding_space.SAVE_FROM = save_from
 
 
 def work(home: Path, seed: int, voices: list[str]) -> None:
@@ -179,7 +179,7 @@ def main() -> int:
     chance = random.Random(arguments.seed)
     seen: Counter[str] = Counter()
     failed = 0
-    usual = EXACT_UP_TO, embedding_index._SAVE_FROM  # noqa: SLF001
+    usual = EXACT_UP_TO, embedding_space.SAVE_FROM
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         for number in range(1, arguments.rounds + 1):

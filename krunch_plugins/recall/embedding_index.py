@@ -6,7 +6,6 @@ import inspect
 import logging
 import threading
 import time
-from collections import OrderedDict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,9 +16,8 @@ from krunch_plugins.recall.embedders import HashingEmbedder
 from krunch_plugins.recall.embedding import BATCH_TEXTS, batches, embed
 from krunch_plugins.recall.embedding_calls import LeftBehind, until
 from krunch_plugins.recall.embedding_pages import MODELS, EmbeddingPages, digest
-from krunch_plugins.recall.embedding_space import Space
+from krunch_plugins.recall.embedding_space import Space, Spaces
 from krunch_plugins.recall.files import FileLock
-from krunch_plugins.recall.locks import begin_after_fork
 from krunch_plugins.recall.reading import readable
 from krunch_plugins.recall.texts import text_of
 from krunch_plugins.recall.vector_files import VectorFiles
@@ -39,10 +37,6 @@ log = logging.getLogger("krunch")
 
 HELD_BYTES = 2_000_000_000
 """Bytes of vectors in memory, over all tenants."""
-_SAVE_FROM = 256
-"""Changes below which nothing is saved: to read so few from the store again takes no time."""
-_SAVE_SHARE = 0.1
-"""Changes, as a share of all vectors, after which the files are written in the background."""
 _WRITE_SECONDS = 2.0
 """How long embeddings may wait in memory until they are put into the store."""
 
@@ -94,18 +88,10 @@ class EmbeddingIndex:
         if self._dimension is not None:
             self.known.set()
         self._pages = EmbeddingPages(store, embedder.name, lambda: self._dimension)
-        self.begin()
-        begin_after_fork(self)
-        self._left: dict[str | None, str | None] = {}
+        self._spaces = Spaces(self._loaded, held_bytes, lambda: 4 * (self._dimension or 0))
         self._page_failures = 0
         self._frozen = False
-        self._held_bytes = held_bytes
         self._stopping = threading.Event()
-
-    def begin(self) -> None:
-        """Have nothing in memory; see `begin_after_fork`."""
-        self._lock = threading.Lock()
-        self._spaces: OrderedDict[str | None, Space] = OrderedDict()
 
     def space(self, tenant: str | None) -> Space:
         """A tenant's embeddings, from its files at first.
@@ -118,35 +104,31 @@ class EmbeddingIndex:
         if dimension is None:
             dimension = self._dimension = until(self._stopping, lambda: int(self.embedder.dimension))
             self.known.set()
-        with self._lock:
-            found = self._spaces.get(tenant)
-            if found is None:
-                self._left.pop(tenant, None)
-                saved = self._vector_files(tenant).read(self._exact_up_to, self._stopping)
-                found = Space(saved, dimension, self._exact_up_to, self._stopping)
-                self._spaces[tenant] = found
-            self._spaces.move_to_end(tenant)
-            return found
+        return self._spaces.get(tenant)
+
+    def _loaded(self, tenant: str | None) -> Space:
+        saved = self._vector_files(tenant).read(self._exact_up_to, self._stopping)
+        return Space(saved, self._dimension or 0, self._exact_up_to, self._stopping)
 
     def spaces(self) -> dict[str | None, Space]:
-        """The tenants that were asked for so far."""
-        with self._lock:
-            return dict(self._spaces)
+        """The tenants that are in memory, the least recently used first."""
+        return self._spaces.all()
 
     def cursor(self, tenant: str | None) -> str | None:
         """Up to where the store was followed; see `Index`. A tenant that has left memory is not brought back for it."""
-        with self._lock:
-            if tenant not in self._spaces and tenant in self._left:
-                return self._left[tenant]
-        return self.space(tenant).cursor
+        left = self._spaces.cursor_of_left(tenant)
+        return self.space(tenant).cursor if left is None else left
 
     @contextmanager
     def writing(self, tenant: str | None) -> Iterator[bool]:
         """The right to embed and to write files, which one process has at a time; see `Index`."""
         with FileLock(self._files.folder(tenant) / "vectors.lock").holding() as mine:
-            if mine:
+            if not mine:
+                yield False
+                return
+            with self._spaces.working(tenant):
                 self.space(tenant)  # from here on the cursor is that of what is in memory
-            yield mine
+                yield True
 
     def apply(self, tenant: str | None, events: Sequence[TurnEvent], cursor: str | None) -> None:
         """Take in what happened; see `Index`.
@@ -180,24 +162,16 @@ class EmbeddingIndex:
             if not space.complete.is_set():
                 self._vector_files(tenant).remove_others(keep=MODELS - 1)
                 space.complete.set()
-            if space.changes - space.saved >= max(4 * _SAVE_FROM, _SAVE_SHARE * len(space.vectors)):
+            if space.save_now:
                 self._save(tenant, space)
-            self._make_room(tenant)
+            self._spaces.make_room(tenant, self._put_away)
 
-    def _make_room(self, tenant: str | None) -> None:
-        """Let the least recently used tenants leave memory, but not this one."""
-        while True:
-            with self._lock:
-                held = sum(len(space.vectors) for space in self._spaces.values()) * 4 * (self._dimension or 0)
-                oldest, space = next(iter(self._spaces.items()))
-            if held <= self._held_bytes or oldest == tenant:
-                return
-            with self.writing(oldest) as mine:
-                if mine and space.changes - space.saved >= _SAVE_FROM:
-                    self._save(oldest, space)
-            with self._lock:
-                self._left[oldest] = space.cursor
-            self.release(oldest)
+    def _put_away(self, tenant: str | None, space: Space) -> None:
+        """Write a tenant's files if that is worth it, before it leaves memory."""
+        if space.worth_saving:
+            with self.writing(tenant) as mine:
+                if mine:
+                    self._save(tenant, space)
 
     def forget(self, tenant: str | None, session: str, keys: Collection[str] | None) -> int:
         """Let a session's turns be found no more, now, and remove the files that hold their vectors; see `Index`."""
@@ -214,10 +188,7 @@ class EmbeddingIndex:
     def flush(self) -> None:
         """Write what would take long to build again to the disk, unless another process is at it."""
         for tenant, space in self.spaces().items():
-            if space.changes - space.saved >= _SAVE_FROM:
-                with self.writing(tenant) as mine:
-                    if mine:
-                        self._save(tenant, space)
+            self._put_away(tenant, space)
 
     def stop(self) -> None:
         """Embed no more than the batch that is on its way, and that only if it is done within a second.
@@ -232,8 +203,7 @@ class EmbeddingIndex:
 
     def release(self, tenant: str | None) -> None:
         """Let go of a tenant's embeddings in memory."""
-        with self._lock:
-            self._spaces.pop(tenant, None)
+        self._spaces.release(tenant)
 
     def close(self) -> None:
         """Flush, and let go of everything, unless it is frozen."""
@@ -243,8 +213,7 @@ class EmbeddingIndex:
             self.flush()
         except OSError as error:
             log.warning("index files were not written: %s", type(error).__name__)
-        with self._lock:
-            self._spaces.clear()
+        self._spaces.clear()
 
     def _enter(self, tenant: str | None, space: Space, event: TurnEvent, session: str) -> dict[int, _Wanted]:
         """Enter an event's turns in the catalogue; those that have no vector yet."""

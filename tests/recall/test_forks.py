@@ -23,7 +23,7 @@ LOCKS: dict[str, Callable[[Any, Any], Any]] = {
     "opening words": lambda words, _: words._index.database(None)._lock,
     "writing words": lambda words, _: words._index.database(None)._writing,
     "waking vectors": lambda _, vectors: vectors._model.follower._work,
-    "loading vectors": lambda _, vectors: vectors._model.index._lock,
+    "loading vectors": lambda _, vectors: vectors._model.index._spaces._lock,
     "searching vectors": lambda _, vectors: vectors._lock,
     "embedding a query": lambda _, vectors: vectors._model.queries._lock,
     "changing vectors": lambda _, vectors: vectors._model.index.space(None).lock,

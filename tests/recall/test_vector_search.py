@@ -630,6 +630,45 @@ def test_tenants_that_are_not_used_leave_memory(opened: Callable[..., tuple[Conv
     assert max(embedder.texts[message["content"]] for message in many(60, seed=ord("a"))[8:]) == 1
 
 
+def test_searches_bring_no_more_tenants_back_than_there_is_room_for(
+    opened: Callable[..., tuple[ConversationStore, Vectors]],
+) -> None:
+    """After a restart, too, where nothing is appended; and a tenant with a single turn takes room as well."""
+    limit = 64 * 4 * 1000
+    store, vectors = opened(Recording(dimension=64), held_bytes=limit)
+    for tenant in "abcdef":
+        store.append("s", many(300, seed=ord(tenant)), tenant=tenant)
+    for number in range(20):
+        store.append("s", says("a heron"), tenant=f"small {number}")
+    assert vectors.flush()
+    store, vectors = opened(Recording(dimension=64), held_bytes=limit)
+    for tenant in "abcdef":
+        assert numbers(vectors, many(300, seed=ord(tenant))[7]["content"], k=1, tenant=tenant) == [("s", 7)]
+    assert len(vectors._model.index.spaces()) <= 4
+    for number in range(20):
+        assert numbers(vectors, "heron", tenant=f"small {number}") == [("s", 0)]
+    assert len(vectors._model.index.spaces()) <= 10
+    assert vectors.flush()
+
+    assert len(vectors._model.index.spaces()) <= 10
+
+
+def test_a_tenant_that_left_memory_comes_back_with_all_that_was_flushed(
+    opened: Callable[..., tuple[ConversationStore, Vectors]],
+) -> None:
+    """What was too little to write its files anew is read from the store before the first search is answered."""
+    store, vectors = opened(HashingEmbedder(64), held_bytes=64 * 4 * 400)
+    store.append("s", many(300), tenant="a")
+    assert vectors.flush()
+    assert numbers(vectors, "saffron ferries", tenant="a")
+    store.append("s", says("saffron and ferries"), tenant="a")
+    store.append("s", many(350, seed=1), tenant="b")
+    assert vectors.flush()
+    assert "a" not in vectors._model.index.spaces()
+
+    assert numbers(vectors, "saffron ferries", k=1, tenant="a") == [("s", 300)]
+
+
 def test_files_of_another_process_keep_nothing_that_was_forgotten(
     opened: Callable[..., tuple[ConversationStore, Vectors]], home: Path
 ) -> None:
