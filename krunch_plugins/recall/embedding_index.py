@@ -350,11 +350,25 @@ class EmbeddingIndex:
         except (OSError, SnapshotError) as error:
             log.warning("an index file was not written: %s", type(error).__name__)
             return
+        gone = self._gone_since(tenant, cursor)
         with space.lock:
-            if space.doomed:  # something was forgotten just now
+            if space.doomed or gone:  # something was forgotten just now, here or by another process
                 files.remove()
             else:
                 space.saved = changes
+
+    def _gone_since(self, tenant: str | None, cursor: str) -> bool:
+        """Whether turns were removed from the store after a cursor."""
+        try:
+            while True:
+                events, after = self._store.since(cursor, tenant=tenant)
+                if any(event.kind != "append" for event in events):
+                    return True
+                if after == cursor:
+                    return False
+                cursor = after
+        except StoreClosed:  # whoever reads the files follows the store from their cursor on
+            return False
 
     def _forget_files(self, tenant: str | None) -> None:
         """Remove the files, for they may hold what was forgotten, also where another process wrote them."""

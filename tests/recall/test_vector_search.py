@@ -19,6 +19,7 @@ from krunch_plugins.recall.embedders import HashingEmbedder
 from krunch_plugins.recall.files import IndexFiles
 from krunch_plugins.recall.vector_search import Vectors
 from krunch_plugins.settings import RecallSettings
+from krunch_plugins.snapshots import save
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -685,6 +686,31 @@ def test_files_of_another_process_keep_nothing_that_was_forgotten(
 
     assert sum(path.stat().st_size for path in index_files(home)) < 50_000  # none, or one without vectors
     assert vectors.stats().vectors == 0
+
+
+@pytest.mark.parametrize("goes", ["forget", "trim"])
+def test_files_that_are_written_while_another_process_forgets_do_not_stay(
+    opened: Callable[..., tuple[ConversationStore, Vectors]], home: Path, monkeypatch: pytest.MonkeyPatch, goes: str
+) -> None:
+    """Whoever forgets removes the files that are there; one that comes a moment later is removed by who wrote it."""
+
+    def save_late(*arguments: Any, **options: Any) -> None:
+        monkeypatch.undo()
+        with ConversationStore(home, upkeep_seconds=0) as elsewhere:
+            if goes == "forget":
+                elsewhere.forget("s")
+            else:
+                elsewhere.trim("s", 50)
+        for path in index_files(home):
+            path.unlink()
+        save(*arguments, **options)
+
+    store, vectors = opened()
+    monkeypatch.setattr("krunch_plugins.recall.vector_files.save", save_late)
+    store.append("s", many(400))
+    vectors.flush()
+
+    assert index_files(home) == []
 
 
 def test_trimming_reaches_embeddings_that_nobody_remembers(home: Path) -> None:
