@@ -8,21 +8,21 @@ by insert where a `Window` is there when it happens, else the whole record.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from krunch_plugins.errors import StoreError
 from krunch_plugins.recall.selection import Place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping
 
     from krunch_plugins.turns import Message
 
 STATE_NAME = "recall"
 """Under which name the record lies in the store."""
 
-_VERSION = 1
+_VERSION = 2
 _KEPT = 64
 """Inserts that are kept for other branches of a conversation, beside those that are in the request at hand."""
 _ATTEMPTS = 20
@@ -65,12 +65,14 @@ class Insert:
         content: the message's text.
         tokens: what the message takes.
         places: where the turns in it stand.
+        others: what the store calls each other session in it, by id: one that was begun again is another one.
     """
 
     key: str
     content: str
     tokens: int
     places: tuple[Place, ...]
+    others: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def message(self) -> Message:
@@ -92,7 +94,7 @@ class Record:
 
     def to_bytes(self) -> bytes:
         """As JSON."""
-        inserts = [[one.key, one.content, one.tokens, one.places] for one in self.inserts]
+        inserts = [[one.key, one.content, one.tokens, one.places, dict(one.others)] for one in self.inserts]
         text = json.dumps([_VERSION, self.stored, inserts], ensure_ascii=False, separators=(",", ":"))
         return text.encode("utf-8", "surrogatepass")
 
@@ -103,13 +105,14 @@ class Record:
             version, stored, inserts = json.loads((data or b"").decode("utf-8", "surrogatepass"))
             if version == _VERSION:
                 return cls(str(stored), tuple(_insert(*one) for one in inserts))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, AttributeError):
             pass
         return cls()
 
 
-def _insert(key: str, content: str, tokens: int, places: list[list[Any]]) -> Insert:
-    return Insert(str(key), str(content), int(tokens), tuple(Place(str(a), int(b)) for a, b in places))
+def _insert(key: str, content: str, tokens: int, places: list[list[Any]], others: dict[str, Any]) -> Insert:
+    known = {str(session): str(name) for session, name in others.items()}
+    return Insert(str(key), str(content), int(tokens), tuple(Place(str(a), int(b)) for a, b in places), known)
 
 
 class Inserts:
@@ -160,7 +163,7 @@ class Inserts:
 
         return self._change(added, session, tenant)
 
-    def drop(self, gone: Callable[[Place], bool], session: str, tenant: str | None) -> int:
+    def drop(self, gone: Callable[[Insert], bool], session: str, tenant: str | None) -> int:
         """Remove the inserts that quote turns which are gone from a session's record; how many that were.
 
         Raises:
@@ -170,7 +173,7 @@ class Inserts:
 
         def cleaned(record: Record) -> Record:
             nonlocal removed
-            kept = tuple(one for one in record.inserts if not any(map(gone, one.places)))
+            kept = tuple(one for one in record.inserts if not gone(one))
             removed = len(record.inserts) - len(kept)
             return replace(record, inserts=kept)
 

@@ -51,6 +51,10 @@ class StoredSession(Protocol):
     """What the window wants to know of a session."""
 
     @property
+    def key(self) -> str:
+        """Names it for good: another one if it was forgotten and begun again."""
+
+    @property
     def first(self) -> int:
         """Number of its oldest turn."""
 
@@ -137,7 +141,7 @@ class Window:
         if self._store is None or self._inserts is None or self._settings.context_sessions != "all":
             return 0
         others = [other for other in self._store.sessions(tenant) if other != session]
-        return self._drop(lambda place: place.session == session, others, tenant)
+        return self._drop(lambda one: session in one.others, others, tenant)
 
     def trimmed(self, tenant: str | None, firsts: Mapping[str, int]) -> int:
         """Remove what quotes turns that retention removed; how many inserts that were.
@@ -149,9 +153,13 @@ class Window:
         if self._store is None or self._inserts is None:
             return 0
         sessions = self._store.sessions(tenant) if self._settings.context_sessions == "all" else list(firsts)
-        return self._drop(lambda place: place.number < firsts.get(place.session, 0), sessions, tenant)
 
-    def _drop(self, gone: Callable[[Place], bool], sessions: Sequence[str], tenant: str | None) -> int:
+        def gone(one: Insert) -> bool:
+            return any(place.number < firsts.get(place.session, 0) for place in one.places)
+
+        return self._drop(gone, sessions, tenant)
+
+    def _drop(self, gone: Callable[[Insert], bool], sessions: Sequence[str], tenant: str | None) -> int:
         """Remove inserts that quote what is gone. Where that fails, the next request of the session does it."""
         assert self._inserts is not None
         removed = 0
@@ -210,15 +218,19 @@ class Window:
         assert self._store is not None
         assert self._inserts is not None
         tenant = plan.exchange.tenant
-        known = {
-            session: self._store.info(session, tenant)
-            for session in {place.session for one in inserts.values() for place in one.places}
-        }
+        sessions = {place.session for one in inserts.values() for place in one.places}
+        known = {session: self._store.info(session, tenant) for session in sessions}
 
-        def gone(place: Place) -> bool:
-            return place.session in known and ((info := known[place.session]) is None or place.number < info.first)
+        def is_gone(place: Place, others: Mapping[str, str]) -> bool:
+            if place.session not in known:
+                return False
+            info = known[place.session]
+            return info is None or place.number < info.first or others.get(place.session, info.key) != info.key
 
-        left = {at: one for at, one in inserts.items() if not any(map(gone, one.places))}
+        def gone(one: Insert) -> bool:
+            return any(is_gone(place, one.others) for place in one.places)
+
+        left = {at: one for at, one in inserts.items() if not gone(one)}
         if len(left) < len(inserts):
             self._inserts.drop(gone, plan.session, tenant)
         return left
@@ -255,9 +267,10 @@ class Window:
             return inserts
         if chosen is None:
             return inserts
-        new = Insert(plan.keys[last], chosen.message["content"], chosen.tokens, tuple(chosen.places))
         alive = {one.key for one in inserts.values()}
         try:
+            others = self._keys({place.session for place in chosen.places} - {plan.session}, exchange.tenant)
+            new = Insert(plan.keys[last], chosen.message["content"], chosen.tokens, tuple(chosen.places), others)
             record = self._inserts.add(new, alive, plan.session, exchange.tenant)
         except Exception as error:  # noqa: BLE001 - what is not recorded could not be sent again, so it is not sent
             log.warning("what was recalled could not be recorded (%s); it is not sent", type(error).__name__)
@@ -266,6 +279,21 @@ class Window:
         inserts = plan.inserts(record)
         report.recalled = tuple(inserts[last].places) if last in inserts else ()
         return inserts
+
+    def _keys(self, sessions: set[str], tenant: str | None) -> dict[str, str]:
+        """What the store calls these sessions.
+
+        Raises:
+            LookupError: one is gone by now.
+        """
+        assert self._store is not None
+        keys = {}
+        for session in sorted(sessions):
+            info = self._store.info(session, tenant)
+            if info is None:
+                raise LookupError("a session was forgotten after it was searched")
+            keys[session] = info.key
+        return keys
 
 
 def _put_together(plan: _Plan, inserts: dict[int, Insert]) -> None:

@@ -7,14 +7,14 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from krunch_plugins import ContextReport, ConversationStore, Exchange, Krunch, Settings, hookimpl, is_recalled, restore
 from krunch_plugins.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-
-    import pytest
 
     from krunch_plugins import SearchHit, SearchQuery
 
@@ -266,13 +266,16 @@ def test_earlier_sessions_are_recalled_where_that_is_wanted(tmp_path: Path) -> N
     assert b"ZZ-1111" not in b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
-def test_what_another_process_forgot_is_not_sent_again(tmp_path: Path) -> None:
-    """A quote of a session that is gone leaves the request at once, and the record with it."""
+@pytest.mark.parametrize("then", ["gone", "begun again"])
+def test_what_another_process_forgot_is_not_sent_again(tmp_path: Path, then: str) -> None:
+    """A quote of a session that is gone leaves the request at once, and the record with it; begun again or not."""
     history = [*talk(fact="Nothing much."), QUESTION]
     with opened(tmp_path, context_sessions="all") as krunch, ConversationStore(tmp_path) as other:
         other.append("before", [user("My ferry ticket number is ZZ-1111."), bot("Yes.")])
         first = krunch.prepare(history, model="gpt-4o", session="s")
         other.forget("before")
+        if then == "begun again":
+            other.append("before", [user("Good morning."), bot("Good morning.")])
         second = krunch.prepare(history, model="gpt-4o", session="s")
 
         assert "ZZ-1111" in str(restore(first.messages))
