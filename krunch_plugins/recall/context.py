@@ -107,9 +107,10 @@ class HeldTurns:
 
 @dataclass(slots=True)
 class _Instructions:
-    """The instructions among the turns of a session, as far as it was read."""
+    """The instructions among the turns of a session, as far as it was read; of one that was edited the last edition."""
 
     key: str
+    first: int = 0
     stop: int = 0
     turns: list[Turn] = field(default_factory=list)
 
@@ -160,22 +161,27 @@ class Contexts:
         """The messages of the system in a session; of one that was edited the last edition, where the first stood."""
         info = self._store.info(session, tenant)
         if info is None:
+            with self._lock:
+                self._known.pop((tenant, session), None)
             return []
         with self._lock:
             known = self._known.get((tenant, session))
-        if known is None or not info.key or known.key != info.key or known.stop > info.stop:
-            known = _Instructions(info.key)
-        start, found = max(known.stop, info.first), [turn for turn in known.turns if turn.number >= info.first]
+        same = known is not None and info.key and (known.key, known.first) == (info.key, info.first)
+        if known is None or not same or known.stop > info.stop:
+            known = _Instructions(info.key, info.first, info.first)
+        start, found = known.stop, list(known.turns)
         while start < info.stop:
             stop = min(start + _CHUNK, info.stop)
-            found += (turn for turn in self.read(session, start, stop, tenant) if is_instruction(turn.message))
+            for turn in self.read(session, start, stop, tenant):
+                if is_instruction(turn.message):
+                    _add_edition(found, turn)
             start = stop
         with self._lock:
-            self._known[tenant, session] = _Instructions(info.key, info.stop, found)
+            self._known[tenant, session] = _Instructions(info.key, info.first, info.stop, found)
             self._known.move_to_end((tenant, session))
             if len(self._known) > _SESSIONS:
                 self._known.popitem(last=False)
-        return _last_editions(found)
+        return found
 
     def read(self, session: str, start: int, stop: int, tenant: str | None) -> list[Turn]:
         """Turns from the store."""
@@ -200,7 +206,6 @@ class _Making:
     def __init__(self, contexts: Contexts, session: str, tenant: str | None, tokenizer: Tokenizer, budget: int) -> None:
         self._all, self._session, self._tenant, self._tokenizer = contexts, session, tenant, tokenizer
         self._instructions = contexts.instructions(session, tenant)
-        self._editions = {turn.number for turn in self._instructions}
         self.room = budget - sum(contexts.length(turn, tokenizer) for turn in self._instructions)
         """Tokens for everything else; below 0 if the messages of the system exceed the budget."""
 
@@ -314,18 +319,14 @@ def _text(turn: Turn) -> str:
     return text_of(turn.message)
 
 
-def _last_editions(turns: Iterable[Turn]) -> list[Turn]:
-    """Instructions without those that a later one replaces, as where a client writes the time into them anew."""
-    out: list[Turn] = []
-    for turn in turns:
-        text = text_of(turn.message)
-        for index, before in enumerate(out):
-            if before.message.get("role") == turn.message.get("role") and _is_edition(text_of(before.message), text):
-                out[index] = replace(turn, number=before.number)
-                break
-        else:
-            out.append(turn)
-    return out
+def _add_edition(turns: list[Turn], new: Turn) -> None:
+    """Add an instruction, in the place of one that it replaces, as where a client writes the time into it anew."""
+    text = text_of(new.message)
+    for index, before in enumerate(turns):
+        if before.message.get("role") == new.message.get("role") and _is_edition(text_of(before.message), text):
+            turns[index] = replace(new, number=before.number)
+            return
+    turns.append(new)
 
 
 def _is_edition(before: str, after: str) -> bool:
@@ -335,10 +336,18 @@ def _is_edition(before: str, after: str) -> bool:
     shorter, longer = sorted((len(before), len(after)))
     if shorter < _EDITED:
         return False
-    start = 0
-    while start < shorter and before[start] == after[start]:
-        start += 1
-    end = 0
-    while end < shorter - start and before[-1 - end] == after[-1 - end]:
-        end += 1
+    start = _common(before, after, shorter)
+    end = _common(before[::-1], after[::-1], shorter - start)
     return (start + end) * 5 >= longer * 4
+
+
+def _common(one: str, other: str, most: int) -> int:
+    """How many characters two texts have in common at their beginning, at most so many."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

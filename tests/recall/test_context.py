@@ -151,6 +151,28 @@ def test_of_an_edited_instruction_the_last_edition_counts(tmp_path: Path) -> Non
     assert recent == [{"role": "system", "content": f"{rules} It is 04:00."}, *history]
 
 
+def test_editions_that_are_over_are_not_held_in_memory(tmp_path: Path) -> None:
+    """What is remembered of a session's instructions does not grow with each request; trimmed ones leave it, too."""
+    rules = "You are the assistant of a shipping company and answer in one short sentence, politely."
+    with Krunch(Settings(home=str(tmp_path), recall={"voices": ["words"]})) as krunch:
+        assert krunch.store is not None
+        for hour in range(24):
+            system = {"role": "system", "content": f"{rules} It is {hour:02}:00."}
+            krunch.store.append("s", [system, user(f"Question {hour}?")])
+            assert krunch.context("s", budget=60)[0] == system
+        assert len(krunch._contexts._known[None, "s"].turns) == 1
+        krunch.store.append("s", [{"role": "system", "content": "From now on in French."}])
+        krunch.store.trim("s", 47)
+        assert krunch.context("s", "recent", budget=60) == [
+            user("Question 23?"),
+            {"role": "system", "content": "From now on in French."},
+        ]
+        krunch.forget("s")
+        assert krunch.context("s") == []
+
+        assert not krunch._contexts._known
+
+
 def test_later_instructions_stand_where_they_were_said(tmp_path: Path) -> None:
     """A message of the system within the end stays in its place; one from before it stands in front."""
     later = {"role": "system", "content": "From now on in French."}
