@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from krunch_plugins.recall.locks import Lock
+from krunch_plugins.turns import characters
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
@@ -64,6 +65,10 @@ def holds(metadata: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     return all(key in metadata and metadata[key] == value for key, value in wanted.items())
 
 
+_MOST_CHARACTERS = 16_000_000
+"""Characters of the turns in all answers that are kept: a thousand answers with long logs would fill the memory."""
+
+
 class QueryCache:
     """Answers to the last queries, each good as long as nothing changed. Thread-safe.
 
@@ -75,6 +80,7 @@ class QueryCache:
         self._size = size
         self._lock = Lock()
         self._answers: OrderedDict[str, tuple[Hashable, str | None, list[SearchHit]]] = OrderedDict()
+        self._characters = 0
 
     def get(self, query: SearchQuery, version: Hashable) -> list[SearchHit] | None:
         """The answer to a query, if it was given when `version` was the same; None otherwise."""
@@ -88,20 +94,30 @@ class QueryCache:
 
     def put(self, query: SearchQuery, version: Hashable, hits: Sequence[SearchHit]) -> None:
         """Keep an answer."""
-        if not self._size:
+        if not self._size or _characters(hits) > _MOST_CHARACTERS:
             return
         key, copies = _key(query), [_copy(hit) for hit in hits]
         with self._lock:
+            self._drop(key)
             self._answers[key] = version, query.tenant, copies
-            self._answers.move_to_end(key)
-            if len(self._answers) > self._size:
-                self._answers.popitem(last=False)
+            self._characters += _characters(copies)
+            while len(self._answers) > self._size or self._characters > _MOST_CHARACTERS:
+                self._drop(next(iter(self._answers)))
 
     def drop(self, tenant: str | None) -> None:
         """Let go of a tenant's answers."""
         with self._lock:
             for key in [key for key, (_, owner, _) in self._answers.items() if owner == tenant]:
-                del self._answers[key]
+                self._drop(key)
+
+    def _drop(self, key: str) -> None:
+        """Let go of an answer, if it is there. The lock is held."""
+        _, _, hits = self._answers.pop(key, (None, None, []))
+        self._characters -= _characters(hits)
+
+
+def _characters(hits: Sequence[SearchHit]) -> int:
+    return sum(characters(hit.turn.message) for hit in hits)
 
 
 def _copy(hit: SearchHit) -> SearchHit:

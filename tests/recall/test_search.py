@@ -268,6 +268,26 @@ def test_the_cache_is_not_reached_through_what_it_gives(open_krunch: Callable[..
     assert krunch.search("amber") == right
 
 
+def test_the_cache_holds_only_so_much_text(open_krunch: Callable[..., Krunch], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers with long turns leave it earlier, the oldest first, and one that is too long is not kept at all."""
+    monkeypatch.setattr("krunch_plugins.recall.search._MOST_CHARACTERS", 10_000)
+    krunch = open_krunch(window_weight=0.0)
+    assert krunch.store is not None
+    for number, name in enumerate(("amber", "teal", "violin", "huge")):
+        content = [{"type": "text", "text": name + " x" * (6_000 if name == "huge" else 2_000)}]
+        krunch.store.append(f"s{number}", [{"role": "user", "content": content}])
+    cache = krunch._recall._cache
+
+    for name in ("amber", "teal", "violin"):
+        assert len(krunch.search(name)) == 1
+    assert [key.split('"')[1] for key in cache._answers] == ["teal", "violin"]
+    assert len(krunch.search("huge")) == 1
+    assert [key.split('"')[1] for key in cache._answers] == ["teal", "violin"]
+    krunch.forget("s1")
+    assert not cache._answers
+    assert cache._characters == 0
+
+
 def test_with_an_outside_plugin_nothing_is_cached(open_krunch: Callable[..., Krunch]) -> None:
     """What others find may change without a word to us."""
     krunch = open_krunch()
