@@ -360,6 +360,14 @@ class IndexDatabase:
             connections.mine = self._generation, self._connect()
         return connections.mine[1]
 
+    def _is_broken(self) -> bool:
+        """Whether SQLite finds the file damaged, which takes a look at all of it."""
+        try:
+            with contextlib.closing(self._connect()) as connection:
+                return bool(connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok")
+        except sqlite3.DatabaseError:
+            return True
+
     @contextlib.contextmanager
     def _translated(self, *, made_anew: bool = True) -> Iterator[None]:
         """Our errors instead of SQLite's; damage has the database made anew."""
@@ -371,7 +379,7 @@ class IndexDatabase:
             kind = "_".join(code.split("_")[:2])
             if kind in ("SQLITE_BUSY", "SQLITE_LOCKED"):
                 raise StoreBusy(str(self.path), time.monotonic() - started) from error
-            if kind == "SQLITE_FULL":
+            if kind == "SQLITE_FULL" and not self._is_broken():  # a damaged file may be "full" as well
                 raise StoreFull(str(self.path.parent)) from error
             torn = code == "SQLITE_IOERR_SHORT_READ" or self._stat() != self._identity  # cut off, or replaced just now
             if not made_anew or (kind in _UNAVAILABLE and not torn):

@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from krunch_plugins.errors import StoreError
 from krunch_plugins.recall.files import IndexFiles
 from krunch_plugins.recall.plugin import VoicePlugin
 from krunch_plugins.recall.search import QueryCache, fuse, passes
@@ -118,7 +119,15 @@ class Recall:
             from krunch_plugins.recall.vector_files import remove_models
 
             remove_models(self._files.folder(tenant))  # another process may have written them, with what is forgotten
-        return sum(voice.forget(session, tenant) for voice in self._voices.values())
+        removed, errors = 0, []
+        for voice in self._voices.values():  # each, even where an earlier one failed
+            try:
+                removed += voice.forget(session, tenant)
+            except StoreError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        return removed
 
 
 def _passes(query: SearchQuery, hit: SearchHit) -> bool:

@@ -46,6 +46,7 @@ class Words:
         self._index = WordIndex(store, files, self._scrub_later)
         self._follower = Follower(store, self._index, "words", at_once=True)
         self._settings = settings
+        self._closed = False
         self._resting = 0.0  # until when no scrub is begun, by time.monotonic()
         self.begin()
         begin_after_fork(self)
@@ -93,9 +94,10 @@ class Words:
         """Remove a session's words, also from the disk; how many turns there were."""
         try:
             removed = self._follower.forget(session, tenant)
+            dirty = self._index.is_dirty(tenant)  # another process may have removed it, and not have got round to this
         except DatabaseReplaced:
             return 0  # it was damaged: nothing is left of it at all
-        if self._index.is_dirty(tenant):  # another process may have removed it, and not have got round to this
+        if dirty:
             self._scrub_later(tenant)
             if time.monotonic() >= self._resting:
                 self._scrub_due()
@@ -103,35 +105,50 @@ class Words:
 
     def close(self) -> None:
         """Let go of everything."""
-        with contextlib.suppress(StoreError, DatabaseReplaced):
-            self._scrub_due()
+        self._closed = True
+        self._scrub_quietly()
         self._follower.close()
 
     def _scrub_later(self, tenant: str | None) -> None:
         """Something was deleted from a tenant's index."""
         with self._lock:
             self._due.add(tenant)
-            if self._timer is None:
+            if self._timer is None and not self._closed:
                 wait = max(self._resting - time.monotonic(), _SOON)
                 self._timer = threading.Timer(wait, self._scrub_quietly)
                 self._timer.daemon = True
                 self._timer.start()
 
     def _scrub_quietly(self) -> None:
-        with contextlib.suppress(StoreError, DatabaseReplaced):
+        with contextlib.suppress(StoreError):
             self._scrub_due()
 
     def _scrub_due(self) -> bool:
-        """Scrub what is due; False if others kept it from that for now, so that it is tried again."""
+        """Scrub what is due; False if others kept it from that for now, so that it is tried again.
+
+        Raises:
+            StoreError: some could not be scrubbed, the disk is full, say; that is tried again, too.
+        """
         with self._lock:
             due, self._due = self._due, set()
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
         began = time.monotonic()
-        left = [tenant for tenant in due if not self._index.scrub(tenant)]
+        left, errors = [], []
+        for tenant in due:
+            try:
+                if not self._index.scrub(tenant):
+                    left.append(tenant)
+            except DatabaseReplaced:
+                pass  # it was damaged: nothing is left of it at all
+            except StoreError as error:
+                left.append(tenant)
+                errors.append(error)
         if due:
             self._resting = time.monotonic() + (time.monotonic() - began) * _SPARE
         for tenant in left:
             self._scrub_later(tenant)
+        if errors:
+            raise errors[0]
         return not left

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from krunch_plugins import ConversationStore, Krunch, SearchQuery, Settings, abandoned
+from krunch_plugins.errors import StoreBusy
 from krunch_plugins.recall import held_files
 from krunch_plugins.recall.database import IndexDatabase
+from krunch_plugins.recall.files import FileLock
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "bench"))
 import kill_recall
@@ -142,6 +144,48 @@ def test_a_file_that_is_removed_or_broken_while_it_is_open_is_made_anew(home: Pa
         path.write_bytes(b"SQLite format 3\0" + b"\xff" * 8000)
     with Krunch(Settings(home=home, recall=OPTIONS)) as krunch:
         assert answers(krunch) == right
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7, 13])
+def test_forgetting_and_flushing_get_over_a_file_that_is_damaged(home: Path, seed: int) -> None:
+    """Whatever was broken while the index was open: nothing is left of what was forgotten, and the rest is found."""
+    chance = random.Random(seed)
+    with Krunch(Settings(home=home, recall=OPTIONS)) as krunch:
+        assert krunch.store is not None
+        words = [word for word in WORDS if word != "amber"]
+        for session in ("a", "b"):
+            texts = (" ".join(["amber", *chance.choices(words, k=30)]) for _ in range(40))
+            krunch.store.append(session, [{"role": "user", "content": text} for text in texts], tenant="damaged")
+    with Krunch(Settings(home=home, recall=OPTIONS)) as krunch:
+        assert krunch.search("amber", tenant="damaged")
+        path = max((path for path in index_files(home) if path.suffix == ".db"), key=lambda path: path.stat().st_size)
+        with path.open("r+b") as file:
+            for page in range(chance.randrange(1, 8), path.stat().st_size // 4096, chance.randrange(1, 4)):
+                file.seek(page * 4096 + chance.randrange(4000))
+                file.write(chance.randbytes(64))
+        krunch.forget("a", tenant="damaged")
+        krunch.flush()
+
+        assert {hit.session for hit in krunch.search("amber", k=100, tenant="damaged")} == {"b"}
+
+
+def test_a_voice_that_cannot_forget_just_now_keeps_no_other_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where another process keeps writing the words, that is an error, and the vectors are gone all the same."""
+    monkeypatch.setattr("krunch_plugins.recall.word_index.WAIT", 0.05)
+    with Krunch(Settings(home=tmp_path)) as krunch:
+        assert krunch.store is not None
+        krunch.store.append("s", [{"role": "user", "content": f"amber {number}"} for number in range(300)])
+        krunch.flush()
+        (folder,) = (tmp_path / "recall").iterdir()
+        assert list(folder.glob("vectors-*.krunch"))
+        with FileLock(folder / "words.writer").holding(), pytest.raises(StoreBusy):
+            krunch.forget("s")
+        assert not list(folder.glob("vectors-*.krunch"))
+        krunch.forget("s")
+
+        assert krunch.search("amber") == []
 
 
 def test_an_index_that_is_behind_catches_up(home: Path, tmp_path: Path) -> None:
@@ -402,7 +446,7 @@ def test_many_tenants_share_a_few_open_files(
     for number in range(8):
         krunch.store.append("s", [{"role": "user", "content": "amber"}], tenant=f"tenant {number}")
 
-    assert all(len(krunch.search("amber", tenant=f"tenant {number}")) == 1 for number in range(8))
+    assert all(len(krunch.search("amber", tenant=f"tenant {number}")) == 1 for number in range(60))
     assert len(list(Path("/proc/self/fd").iterdir())) - before < 30
 
 
