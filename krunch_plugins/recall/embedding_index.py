@@ -24,7 +24,7 @@ from krunch_plugins.recall.vector_files import VectorFiles
 from krunch_plugins.recall.vectors import EXACT_UP_TO
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -173,15 +173,15 @@ class EmbeddingIndex:
                 if mine:
                     self._save(tenant, space)
 
-    def forget(self, tenant: str | None, session: str, keys: Collection[str] | None) -> int:
+    def forget(self, tenant: str | None, session: str, is_gone: Callable[[str], bool]) -> int:
         """Let a session's turns be found no more, now, and remove the files that hold their vectors; see `Index`."""
         if not self.known.is_set():  # nothing is in memory yet
             self._forget_files(tenant)
             return 0
         space = self.space(tenant)
         with space.lock:
-            found = space.catalogue.keys(session)
-            removed = sum(space.drop(key) for key in found if keys is None or key in keys)
+            known = space.catalogue.keys(session)
+        removed = sum(space.drop(key) for key in known if is_gone(key))
         self._forget_files(tenant)
         return removed
 

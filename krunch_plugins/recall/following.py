@@ -7,6 +7,7 @@ import threading
 import time
 from collections import OrderedDict, defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from krunch_plugins.errors import StoreClosed
@@ -14,7 +15,7 @@ from krunch_plugins.recall.locks import begin_after_fork
 from krunch_plugins.turns import TurnEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from krunch_plugins.turns import TurnStore
@@ -62,13 +63,13 @@ class Index(Protocol):
             cursor: store it with this; None: more of the same news is to come, the stored cursor stays.
         """
 
-    def forget(self, tenant: str | None, session: str, keys: Collection[str] | None) -> int:
+    def forget(self, tenant: str | None, session: str, is_gone: Callable[[str], bool]) -> int:
         """Remove every trace of a forgotten session now; how much was removed. The event comes later.
 
         Args:
             tenant: whose session.
             session: its id. Another one may have been begun under it meanwhile, by another process.
-            keys: remove it where it has one of these keys; None: whatever its key.
+            is_gone: whether a session of this key is to be removed; to be asked when nobody else changes the index.
         """
 
     def flush(self) -> None:
@@ -205,20 +206,19 @@ class Follower:
         self._index.flush()
         return done
 
-    def gone(self, tenant: str | None) -> set[str] | None:
-        """Keys of the sessions that were forgotten, as far as the index has not been told; None: it is being built."""
+    def is_gone(self, tenant: str | None, key: str) -> bool:
+        """Whether the session of this key was forgotten, and the index not told yet; to be asked when it may change."""
         cursor = self._index.cursor(tenant)
-        if cursor is None:
-            return None
-        keys: set[str] = set()
-        while True:
+        while cursor is not None:
             events, after = self._store.since(cursor, tenant=tenant)
             if events and events[0].kind == "reset":
-                return None
-            keys |= {event.key for event in events if event.kind == "forget"}
+                break
+            if any(event.kind == "forget" and event.key == key for event in events):
+                return True
             if after == cursor:
-                return keys
+                return False
             cursor = after
+        return all(event.key != key for event in self._store.since(None, tenant=tenant)[0])  # it is being built
 
     def forget(self, session: str, tenant: str | None) -> int:
         """Remove a forgotten session from the index now, whatever is waiting; how much was removed.
@@ -246,7 +246,7 @@ class Follower:
             wishes = self._wishes.pop(tenant, [])
         for wish in wishes:
             try:
-                wish.removed = self._index.forget(tenant, wish.session, self.gone(tenant))
+                wish.removed = self._index.forget(tenant, wish.session, partial(self.is_gone, tenant))
             except Exception as error:  # noqa: BLE001 - it belongs to the one who waits
                 wish.error = error
             wish.done.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from krunch_plugins.recall.embedders import HashingEmbedder
@@ -190,13 +191,11 @@ class Vectors:
 
     def forget(self, session: str, tenant: str | None) -> int:
         """Remove every trace of a session's text; how many turns had one."""
-        index = self._model.index
-        gone = self._model.follower.gone(tenant) if index.known.is_set() else None  # else there is nothing in memory
-        removed = index.forget(tenant, session, gone)
+        removed = self._model.index.forget(tenant, session, partial(self._model.follower.is_gone, tenant))
         with self._lock:
             before = self._before
         if before is not None:
-            before.index.forget(tenant, session, None)
+            before.index.forget(tenant, session, lambda _: True)
         return removed
 
     def close(self) -> None:

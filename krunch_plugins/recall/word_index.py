@@ -19,7 +19,7 @@ from krunch_plugins.recall.texts import text_of
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
     from krunch_plugins.recall.files import IndexFiles
@@ -118,7 +118,7 @@ class WordIndex:
             self._settling = threading.Thread(target=_settle, args=(self.database(tenant),), name="krunch-settle")
             self._settling.start()
 
-    def forget(self, tenant: str | None, session: str, keys: Collection[str] | None) -> int:
+    def forget(self, tenant: str | None, session: str, is_gone: Callable[[str], bool]) -> int:
         """Remove a session's rows; how many there were. `scrub` overwrites what they leave behind; see `Index`.
 
         Raises:
@@ -129,7 +129,7 @@ class WordIndex:
             if not mine:
                 raise StoreBusy(str(database.path), WAIT)
             with database.changing() as connection:
-                removed = _forget_named(connection, session, keys)
+                removed = _forget_named(connection, session, is_gone)
                 dirty = _is_dirty(connection)
         if dirty:
             self._deleted(tenant)
@@ -291,10 +291,10 @@ def _forget(connection: sqlite3.Connection, column: str, value: str | bytes) -> 
     return removed
 
 
-def _forget_named(connection: sqlite3.Connection, session: str, keys: Collection[str] | None) -> int:
-    """Remove a session by its id, if its key is one of these."""
+def _forget_named(connection: sqlite3.Connection, session: str, is_gone: Callable[[str], bool]) -> int:
+    """Remove a session by its id, if the one of its key is gone."""
     row = connection.execute("SELECT key FROM sessions WHERE name=?", (encoded(session),)).fetchone()
-    if row is None or (keys is not None and row[0] not in keys):
+    if row is None or not is_gone(row[0]):
         return 0
     return _forget(connection, "key", row[0])
 

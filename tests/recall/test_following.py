@@ -17,7 +17,7 @@ from krunch_plugins import ConversationStore, Krunch, Settings
 from krunch_plugins.recall.following import Follower
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from krunch_plugins.turns import TurnEvent
@@ -61,8 +61,8 @@ class Numbers:
         if cursor is not None:
             self.cursors[tenant] = cursor
 
-    def forget(self, tenant: str | None, session: str, keys: Collection[str] | None) -> int:
-        gone = [key for key in self.turns[tenant] if keys is None or key in keys]
+    def forget(self, tenant: str | None, session: str, is_gone: Callable[[str], bool]) -> int:
+        gone = [key for key in self.turns[tenant] if is_gone(key)]
         return sum(len(self.turns[tenant].pop(key)) for key in gone)
 
     def flush(self) -> None:

@@ -216,6 +216,33 @@ def test_a_session_begun_again_under_its_id_is_another_one(open_krunch: Callable
         assert one.search("comet")[0].turn.number == 0
 
 
+def test_forgetting_while_another_process_builds_the_index_spares_a_session_begun_again(
+    home: Path, open_krunch: Callable[..., Krunch]
+) -> None:
+    """Who forgets waits for the other one; what was begun under the same id meanwhile is in the index, and stays."""
+    forgetful, building = open_krunch(), open_krunch()
+    assert forgetful.store is not None
+    assert building.store is not None
+    shutil.rmtree(home / "recall")
+    forgetful._recall._voices["words"].version(None)  # it has the new one open, too
+    index = building._recall._voices["words"]._index  # type: ignore[attr-defined]  # it is amid its build
+    with index.writing(None) as mine:
+        assert mine
+        thread = threading.Thread(target=forgetful.forget, args=("s1",))
+        thread.start()
+        while building.store.info("s1") is not None:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        with ConversationStore(home) as other:
+            other.append("s1", [{"role": "user", "content": "a walrus"}])
+        events, cursor = building.store.since(None)
+        index.apply(None, events, cursor)
+    thread.join()
+
+    assert [(hit.session, hit.turn.number) for hit in forgetful.search("walrus")] == [("s1", 0)]
+    assert answers(forgetful) == rebuilt(home)
+
+
 def test_nothing_of_a_forgotten_session_is_left_in_any_file(home: Path) -> None:
     """No byte of its words, its id or its metadata stays in the indexes, whatever else they hold."""
     secret = [f"zq{number}xsecret" for number in range(200)]
