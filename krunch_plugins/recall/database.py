@@ -259,25 +259,36 @@ class IndexDatabase:
         self._present.release()
         abandoned.attend()
         self._connections.hold()
+        try:
+            with self._translated(made_anew=False):
+                self._check()
+        except BaseException as error:
+            self._drop_connections()
+            self._present.release()
+            if isinstance(error, OSError):
+                why = f"{error.strerror}; check its permissions and its disk"
+                raise StoreUnavailable(str(self.path), why) from error
+            raise
+        self._identity = self._stat()
+
+    def _check(self) -> None:
+        """Open a file that is whole and of this version, or a new one."""
         for folder in (self.path.parent.parent, self.path.parent):
             folder.mkdir(mode=0o700, exist_ok=True)
-        with self._translated(made_anew=False):
-            if self._present.acquire():
-                if not (self._is_intact() and self._anchored() == self._version):
+        if self._present.acquire():
+            if not (self._is_intact() and self._anchored() == self._version):
+                self._create()
+            self._present.share()
+        elif self._present.acquire(shared=True, timeout=WAIT):
+            with FileLock(self.path.with_suffix(".writer")).holding(WAIT):
+                found = self._anchored() if self.path.exists() else 0
+                if not found:
                     self._create()
-                self._present.share()
-            elif self._present.acquire(shared=True, timeout=WAIT):
-                with FileLock(self.path.with_suffix(".writer")).holding(WAIT):
-                    found = self._anchored() if self.path.exists() else 0
-                    if not found:
-                        self._create()
-                    elif found != self._version:
-                        self._connections.drop_anchor()
-                        why = "another process has it open, and is of another version of Krunch"
-                        raise StoreUnavailable(str(self.path), why)
-            else:
-                raise StoreBusy(str(self.path), WAIT)
-            self._identity = self._stat()
+                elif found != self._version:
+                    why = "another process has it open, and is of another version of Krunch"
+                    raise StoreUnavailable(str(self.path), why)
+        else:
+            raise StoreBusy(str(self.path), WAIT)
 
     def _create(self) -> None:
         """Make the file and its tables; what was there is removed."""

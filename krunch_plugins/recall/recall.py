@@ -84,7 +84,10 @@ class Recall:
             self._files.close()
 
     def _version(self, tenant: str | None) -> Hashable:
-        return tuple(voice.version(tenant) for voice in self._voices.values())
+        try:
+            return tuple(voice.version(tenant) for voice in self._voices.values())
+        except Exception:  # noqa: BLE001 - the search says what is wrong with a voice, and the others answer
+            return object()
 
     def _read(self, hits: list[SearchHit], tenant: str | None) -> list[SearchHit]:
         """Put the turns themselves into the hits that have none yet; those that are gone by now are left out."""

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krunch_plugins import ConversationStore, Krunch, SearchHit, SearchQuery, Settings, Turn, hookimpl
+from krunch_plugins.errors import StoreUnavailable
 from krunch_plugins.recall.files import FileLock
 from krunch_plugins.recall.search import fuse
 
@@ -253,6 +254,27 @@ def test_an_answer_of_an_index_that_is_behind_is_not_kept(open_krunch: Callable[
             index.apply(None, events, None)  # a build that goes on
         assert places(krunch.search("amber")) == [("s", 0)]
     assert places(other.search("amber")) == [("s", 0)]
+
+
+def test_a_voice_whose_index_cannot_be_opened_leaves_the_answer_to_the_others(tmp_path: Path) -> None:
+    """That is logged and no error of the search; a direct call that needs the index says what to check."""
+    with Krunch(Settings(home=tmp_path)) as krunch:
+        assert krunch.store is not None
+        krunch.store.append("s", [{"role": "user", "content": "amber"}])
+        krunch.flush()
+    (folder,) = (tmp_path / "recall").iterdir()
+    (folder / "words.db").unlink()
+    (folder / "words.db").mkdir()
+    with Krunch(Settings(home=tmp_path)) as krunch:
+        for _ in range(2):
+            assert [dict(found.found_by) for found in krunch.search("amber")] == [{"vectors": 1}]
+        assert not krunch.flush()
+        with pytest.raises(StoreUnavailable, match="check its permissions"):
+            krunch.forget("s")
+        (folder / "words.db").rmdir()
+        krunch.forget("s")
+
+        assert krunch.search("amber") == []
 
 
 def test_the_cache_is_not_reached_through_what_it_gives(open_krunch: Callable[..., Krunch]) -> None:
