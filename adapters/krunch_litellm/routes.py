@@ -22,7 +22,7 @@ from fastapi.routing import APIRoute
 from litellm.proxy._types import LiteLLMRoutes, LitellmUserRoles, ProxyException, UserAPIKeyAuth
 from litellm.proxy.auth.user_api_key_auth import user_api_key_auth
 
-from krunch_litellm import telemetry
+from krunch_litellm import legends, telemetry
 from krunch_litellm.figures import Reset
 from krunch_litellm.identity import is_session, tenant_of
 from krunch_plugins import Krunch, KrunchError, load_tokenizer
@@ -180,7 +180,7 @@ def _reset(krunch: Krunch, tenant: str | None) -> None:
 def _session(krunch: Krunch, session: str, tenant: str | None) -> dict[str, Any]:
     owner = _find(krunch, session, tenant)
     shared = telemetry.workers(krunch)
-    counted = shared.figures.sessions(session, owner)
+    counted = shared.figures.sessions(owner, session)
     stored = None if krunch.store is None else krunch.store.info(session, owner)
     figures, series = counted[0] if counted else ({}, [])
     window = krunch.settings.efficiency.efficiency_trend_window
@@ -220,7 +220,7 @@ def _find(krunch: Krunch, session: str, tenant: str | None) -> str:
     shared = telemetry.workers(krunch)
     telemetry.heed(krunch)
     shared.flush()
-    owners = {str(row["tenant"]) for row, _ in shared.figures.sessions(session, tenant)}
+    owners = {str(row["tenant"]) for row, _ in shared.figures.sessions(tenant, session)}
     if krunch.store is not None:
         asked = [tenant] if tenant is not None else [one for one in krunch.store.tenants() if one is not None]
         owners |= {one for one in asked if krunch.store.info(session, one) is not None}
@@ -235,7 +235,7 @@ def _find(krunch: Krunch, session: str, tenant: str | None) -> str:
 
 def _legend(krunch: Krunch, session: str, tenant: str, model: str) -> dict[str, str] | None:
     """What the session's symbols stand for; None if no worker that could tell is asked and nothing is recorded."""
-    known = telemetry.legend(tenant, session)
+    known = legends.get(tenant, session)
     if known is not None:
         return dict(known)
     if krunch.store is None or not model:
