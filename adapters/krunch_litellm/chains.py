@@ -17,11 +17,11 @@ import json
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakSet
 
 from krunch_litellm.wire.fields import get
-from krunch_plugins import Report
+from krunch_plugins import Exchange, Report
 from krunch_plugins.errors import StoreError
 from krunch_plugins.turns import characters
 
@@ -30,88 +30,13 @@ if TYPE_CHECKING:
 
     from krunch_litellm.identity import Identity
     from krunch_litellm.wire import WireRequest
-    from krunch_plugins import Exchange, Krunch
+    from krunch_plugins import Krunch
     from krunch_plugins.turns import Message
 
 _REMEMBERED = 32_000_000
 """Characters of requests that a process remembers, to expand what comes after the responses to them."""
 _LONGEST = 1000
 """Responses in a chain; one that is longer is treated as if it were not known."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Remembered:
-    """What expands a response, whose session it is of, and how many characters it holds."""
-
-    reader: Exchange
-    session: str | None
-    size: int
-
-
-class Chains:
-    """What this process remembers of responses, by tenant and id. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._readers: OrderedDict[tuple[str | None, str], _Remembered] = OrderedDict()
-        self._size = 0
-        _all.add(self)
-
-    def reader(self, tenant: str | None, response_id: str) -> Exchange | None:
-        """An exchange that expands what the model says in or after a response; None if it is not remembered."""
-        with self._lock:
-            found = self._readers.get((tenant, response_id))
-        return None if found is None else found.reader
-
-    def remember(self, tenant: str | None, response_id: str, exchange: Exchange) -> None:
-        """Keep what expands a response."""
-        symbols = dict(exchange.symbols)
-        if not symbols and not exchange.substitutions:
-            return  # nothing that could need expansion
-        # What expands a reply may hold on to the whole request.
-        size = sum(map(characters, exchange.messages)) + sum(map(len, symbols.values()))
-        bare = replace(exchange, messages=[], original=[], tools=None, session=None, report=Report(), conversation=None,
-                       metadata={}, turn_metadata=None, no_definitions=frozenset(), symbols=symbols)  # fmt: skip
-        with self._lock:
-            self._drop((tenant, response_id))
-            self._readers[tenant, response_id] = _Remembered(bare, exchange.session, size)
-            self._size += size
-            while self._size > _REMEMBERED:
-                self._drop(next(iter(self._readers)))
-
-    def forget(self, tenant: str | None, session: str | None) -> None:
-        """Forget the responses of a session, of a tenant (no session), or all of them (neither)."""
-        with self._lock:
-            for key, one in tuple(self._readers.items()):
-                if tenant in {None, key[0]} and session in {None, one.session}:
-                    self._drop(key)
-
-    def size(self, tenant: str | None = None) -> int:
-        """Characters that are held, of all tenants or of one."""
-        if tenant is None:
-            return self._size
-        with self._lock:
-            return sum(one.size for (owner, _), one in self._readers.items() if owner == tenant)
-
-    def _drop(self, key: tuple[str | None, str]) -> None:
-        """Forget one, if it is there; the lock is held."""
-        dropped = self._readers.pop(key, None)
-        self._size -= 0 if dropped is None else dropped.size
-
-
-_all: WeakSet[Chains] = WeakSet()
-"""All there are, so that none is left out when something is to be forgotten."""
-
-
-def forget(tenant: str | None, session: str | None) -> None:
-    """`Chains.forget`, of all there are."""
-    for chains in tuple(_all):
-        chains.forget(tenant, session)
-
-
-def memory_kb(tenant: str | None = None) -> float:
-    """KiB that all there are hold, at a byte for each character, of all tenants or of one."""
-    return sum(chains.size(tenant) for chains in tuple(_all)) / 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +56,106 @@ class _Link:
     reply: Message
     tools: list[Any] | None
     digest: str
+
+
+_Known = TypeVar("_Known", Exchange, _Link)
+_Key = tuple[type[Exchange] | type[_Link], str | None, str]
+"""What it is, whose it is, and the response's id."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Remembered:
+    """What is known of a response, whose session it is of, and how many characters it holds."""
+
+    known: Exchange | _Link
+    session: str | None
+    size: int
+
+
+class Chains:
+    """What this process remembers of responses, by tenant and id; the least recently used goes first. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: OrderedDict[_Key, _Remembered] = OrderedDict()
+        self._size = 0
+        _all.add(self)
+
+    def reader(self, tenant: str | None, response_id: str) -> Exchange | None:
+        """An exchange that expands what the model says in or after a response; None if it is not remembered."""
+        found = self._get(Exchange, tenant, response_id)
+        return None if found is None else found[0]
+
+    def remember(self, tenant: str | None, response_id: str, exchange: Exchange) -> None:
+        """Keep what expands a response."""
+        symbols = dict(exchange.symbols)
+        if not symbols and not exchange.substitutions:
+            return  # nothing that could need expansion
+        # What expands a reply may hold on to the whole request.
+        size = sum(map(characters, exchange.messages)) + sum(map(len, symbols.values()))
+        bare = replace(exchange, messages=[], original=[], tools=None, session=None, report=Report(), conversation=None,
+                       metadata={}, turn_metadata=None, no_definitions=frozenset(), symbols=symbols)  # fmt: skip
+        self._put((Exchange, tenant, response_id), _Remembered(bare, exchange.session, size))
+
+    def link(self, tenant: str | None, session: str, response_id: str) -> _Link | None:
+        """What the store keeps of a response in a session; None if it is not remembered."""
+        found = self._get(_Link, tenant, response_id)
+        return found[0] if found is not None and found[1] == session else None
+
+    def remember_link(self, tenant: str | None, session: str, response_id: str, link: _Link) -> None:
+        """Keep what the store has of a response, so that it need not be read again."""
+        size = sum(map(characters, link.messages)) + characters(link.reply)
+        self._put((_Link, tenant, response_id), _Remembered(link, session, size))
+
+    def forget(self, tenant: str | None, session: str | None) -> None:
+        """Forget the responses of a session, of a tenant (no session), or all of them (neither)."""
+        with self._lock:
+            for key, one in tuple(self._held.items()):
+                if tenant in {None, key[1]} and session in {None, one.session}:
+                    self._drop(key)
+
+    def size(self, tenant: str | None = None) -> int:
+        """Characters that are held, of all tenants or of one."""
+        if tenant is None:
+            return self._size
+        with self._lock:
+            return sum(one.size for (_, owner, _), one in self._held.items() if owner == tenant)
+
+    def _get(self, kind: type[_Known], tenant: str | None, response_id: str) -> tuple[_Known, str | None] | None:
+        with self._lock:
+            found = self._held.get((kind, tenant, response_id))
+            if found is None:
+                return None
+            self._held.move_to_end((kind, tenant, response_id))
+        return cast("_Known", found.known), found.session
+
+    def _put(self, key: _Key, one: _Remembered) -> None:
+        with self._lock:
+            self._drop(key)
+            self._held[key] = one
+            self._size += one.size
+            while self._size > _REMEMBERED:
+                self._drop(next(iter(self._held)))
+
+    def _drop(self, key: _Key) -> None:
+        """Forget one, if it is there; the lock is held."""
+        dropped = self._held.pop(key, None)
+        self._size -= 0 if dropped is None else dropped.size
+
+
+_all: WeakSet[Chains] = WeakSet()
+"""All there are, so that none is left out when something is to be forgotten."""
+
+
+def forget(tenant: str | None, session: str | None) -> None:
+    """`Chains.forget`, of all there are."""
+    for chains in tuple(_all):
+        chains.forget(tenant, session)
+
+
+def memory_kb(tenant: str | None = None) -> float:
+    """KiB that all there are hold, at a byte for each character, of all tenants or of one."""
+    return sum(chains.size(tenant) for chains in tuple(_all)) / 1024
 
 
 class Chain:
@@ -233,16 +258,28 @@ class Chain:
         return exchange
 
     def _links(self) -> list[_Link] | None:
-        """The chain that the request goes on from, first response first; None if not all of it is known."""
+        """The chain that the request goes on from, first response first; None if not all of it is known.
+
+        The last response is always looked for in the store: what was forgotten there must not be known any more. What
+        was before it is read once by each process.
+        """
+        store, session, tenant = self._krunch.store, self._identity.session, self._identity.tenant
+        if store is None or session is None:
+            return None
         out: list[_Link] = []
         following = self._previous
         while following is not None:
-            link = self._get(following) if len(out) < _LONGEST else None
-            if link is None:
+            link = self._chains.link(tenant, session, following) if out else None
+            if link is None and len(out) < _LONGEST:
+                data = store.get_state(session, _name(following), tenant=tenant)
+                link = None if data is None else _Link(**json.loads(data))
+                if link is not None:
+                    self._chains.remember_link(tenant, session, following, link)
+            if link is None or len(out) == _LONGEST:
                 return None
-            out.insert(0, link)
+            out.append(link)
             following = link.previous
-        return out or None
+        return out[::-1] or None
 
     def _oldest_turn(self) -> int:
         """The lowest number that any of the request's messages can have in the store, where they come or have come.
@@ -258,13 +295,6 @@ class Chain:
         except StoreError:
             return 0  # the request goes on without; it is recorded, or not, later
         return 0 if info is None else max(info.stop - (0 if self._held else len(self._tail)), 0)
-
-    def _get(self, response_id: str) -> _Link | None:
-        store, session = self._krunch.store, self._identity.session
-        if store is None or session is None:
-            return None
-        data = store.get_state(session, _name(response_id), tenant=self._identity.tenant)
-        return None if data is None else _Link(**json.loads(data))
 
     def _put(self, response_id: str, link: _Link) -> None:
         store, session = self._krunch.store, self._identity.session

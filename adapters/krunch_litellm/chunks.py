@@ -32,6 +32,7 @@ class ExpandedChunks:
     def __init__(self, exchange: Exchange, failed: Callable[[Exception], None]) -> None:
         self.usage: Mapping[str, Any] | None = None
         self._expander = exchange.stream()
+        self._passes = self._expander.passes
         self._offsets = StreamedOffsets(exchange)
         self._failed, self._broken = failed, False
         self._last: Any = None
@@ -45,10 +46,11 @@ class ExpandedChunks:
         try:
             simple = _Simple.of(chunk)
             if simple is not None:
-                self._offsets.note(simple.choice, simple.content)
-            if simple is not None and self._expander.passes(simple.choice, simple.content):
-                self._last = chunk
-                return [chunk]
+                choice, content, _ = simple
+                self._offsets.note(choice, content)
+                if self._passes(choice, content):
+                    self._last = chunk
+                    return [chunk]
             held = self._expander.held()
             out = self._expanded(chunk) if simple is None else self._simply_expanded(chunk, simple)
         except Exception as error:  # noqa: BLE001 - ours, never the caller's: what the model wrote goes through
@@ -105,31 +107,39 @@ class _Simple(NamedTuple):
     @classmethod
     def of(cls, chunk: Any) -> Self | None:  # noqa: ANN401 - a ModelResponseStream
         """What a chunk says; None if it is another kind of chunk."""
-        choices = chunk.choices if type(chunk) is ModelResponseStream else ()
-        if len(choices) != 1 or type(choices[0]) is not StreamingChoices or getattr(chunk, "usage", None) is not None:
+        if type(chunk) is not ModelResponseStream:
+            return None
+        choices = chunk.choices
+        if len(choices) != 1 or type(choices[0]) is not StreamingChoices or _told(chunk, "usage") is not None:
             return None
         choice = choices[0].__pydantic_extra__ or {}
         delta, index = choice.get("delta"), choice.get("index")
         if choice.get("finish_reason") is not None or type(delta) is not Delta or type(index) is not int:
             return None
         texts = delta.__pydantic_extra__ or {}
-        content = texts.get("content")
+        content, role = texts.get("content"), texts.get("role")
         if type(content) is not str:
             return None
+        said = 1 if role is None else 2
         for fields in (texts, delta.__dict__):
-            for name, value in fields.items():
-                if value is not None and name not in {"content", "role"}:
-                    return None
-        return cls(index, content, texts.get("role"))
+            values = [*fields.values()]
+            said -= len(values) - values.count(None)
+        return None if said else tuple.__new__(cls, (index, content, role))
+
+
+def _told(chunk: ModelResponseStream, name: str) -> Any:  # noqa: ANN401 - whatever it is
+    """What a chunk has under a name that is none of its fields; to ask the chunk itself for what it has not is slow."""
+    return chunk.__dict__.get(name) or (chunk.__pydantic_extra__ or {}).get(name)
 
 
 def _chunk_saying(template: Any, content: str) -> Any:  # noqa: ANN401 - LiteLLM's chunk
     """A chunk like `template`, a simple one, with other content."""
     result = _copied(template)
     choice = result.choices[0].model_copy()
-    result.choices = [choice]
-    choice.delta = choice.delta.model_copy()
-    choice.delta.content = content
+    delta = choice.__pydantic_extra__["delta"].model_copy()
+    delta.__pydantic_extra__["content"] = content
+    choice.__pydantic_extra__["delta"] = delta
+    result.__dict__["choices"] = [choice]
     return result
 
 

@@ -208,6 +208,19 @@ class Figures:
             )
             self._clean_up()
 
+    def lost(self, count: int) -> None:
+        """Note that so many entries could not be added.
+
+        Raises:
+            sqlite3.Error: it could not be written.
+        """
+        with self._lock:
+            self._base.execute(
+                "INSERT INTO problems VALUES ('', 'figures', 'dropped', ?)"
+                " ON CONFLICT DO UPDATE SET count = count + excluded.count",
+                (count,),
+            )
+
     def seen(self, worker: str, memory_kb: float) -> None:
         """Note that a worker lives and what it holds in memory."""
         with self._lock:
@@ -243,8 +256,8 @@ class Figures:
             series=kept,
         )
 
-    def sessions(self, session: str, tenant: str | None) -> list[tuple[Mapping[str, Any], list[Mapping[str, Any]]]]:
-        """What was counted of a session, with its series: of one tenant, or of each that has one of this id."""
+    def sessions(self, tenant: str | None, session: str) -> list[tuple[Mapping[str, Any], list[Mapping[str, Any]]]]:
+        """What was counted of a session, with its series: of a tenant, or of each that has one of this id."""
         whose, key = ("1", ()) if tenant is None else ("tenant = ?", (tenant,))
         with self._lock:
             rows = self._rows(

@@ -25,9 +25,10 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeGuard
 from urllib.parse import quote
+from uuid import UUID
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from litellm.proxy._types import UserAPIKeyAuth
 
@@ -70,16 +71,25 @@ def identify(data: Mapping[str, Any], user_api_key_dict: UserAPIKeyAuth) -> Iden
         data: the request's arguments, as LiteLLM's proxy hands them to hooks.
         user_api_key_dict: what the proxy knows about the caller's key.
     """
-    tenant = tenant_of(user_api_key_dict)
-    ignored: list[object] = []
+    session, ignored = first_session(_sessions(data))
     span = getattr(user_api_key_dict, "parent_otel_span", None)
-    for given in _sessions(data):
-        session = str(given) if isinstance(given, int) and not isinstance(given, bool) else given
+    return Identity(session, tenant_of(user_api_key_dict), ignored, span)
+
+
+def first_session(candidates: Iterable[object]) -> tuple[str | None, int]:
+    """The first of what a request gives as its session that can be one, and how many different ones cannot.
+
+    A number or a UUID is taken as its text.
+    """
+    ignored: list[object] = []
+    for given in candidates:
+        numbered = isinstance(given, (int, UUID)) and not isinstance(given, bool)
+        session = str(given) if numbered else given
         if is_session(session):
-            return Identity(session, tenant, len(ignored), span)
+            return session, len(ignored)
         if session not in ignored:  # LiteLLM copies what it finds in one place to others
             ignored.append(session)
-    return Identity(None, tenant, len(ignored), span)
+    return None, len(ignored)
 
 
 def is_session(given: object) -> TypeGuard[str]:

@@ -7,6 +7,7 @@ up, as it does with LiteLLM's own.
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import litellm
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
 
     from krunch_plugins import Report, Usage
 
+_LOOK_EVERY = 1.0
+"""Seconds after which it is looked anew whether LiteLLM shows metrics: its callbacks are many, and may change."""
+
 _lock = threading.Lock()
 _set: _Metrics | None = None
+_look_again = 0.0
 
 
 class _Metrics:
@@ -95,11 +100,13 @@ def failed(place: str, error: str) -> None:
 
 def _metrics() -> _Metrics | None:
     """The metrics, if LiteLLM shows any."""
-    global _set  # noqa: PLW0603 - one a process is the point
-    if _set is None and _is_on():
-        with _lock:
-            if _set is None:
-                _set = _Metrics()
+    global _set, _look_again  # noqa: PLW0603 - one a process is the point
+    if _set is not None or time.monotonic() < _look_again:
+        return _set
+    with _lock:
+        if _set is None and _is_on():
+            _set = _Metrics()
+        _look_again = time.monotonic() + _LOOK_EVERY
     return _set
 
 

@@ -94,12 +94,13 @@ class Preparer:
             RequestRefused: a plugin stopped it.
         """
         model = str(data.get("model"))
-        names = deployed(model, key.team_id)
+        # Several at once are separated by commas; the first one's tokenizer counts.
+        names = [name for one in model.split(",") for name in deployed(one.strip(), key.team_id)]
         krunch = self._configuration.krunch_for(names, key)
         await telemetry.aheed(krunch)
         identity = identify(data, key)
         facts: dict[str, Any] = {
-            "model": names[-1],
+            "model": names[1],
             "session": identity.session,
             "tenant": identity.tenant,
             "tools": request.tools,

@@ -52,10 +52,16 @@ async def afinish(exchange: Exchange, response: ModelResponse) -> ModelResponse:
     return await aexpanded(exchange, response)
 
 
-async def aexpanded(exchange: Exchange, response: ModelResponse) -> ModelResponse:
-    """The reply for the caller, and nothing told to the statistics; raises as `finish` does."""
+async def aexpanded(exchange: Exchange, response: ModelResponse, *, first: int = 0) -> ModelResponse:
+    """The reply for the caller, and nothing told to the statistics; raises as `finish` does.
+
+    Args:
+        exchange: the request.
+        response: the reply.
+        first: the number that the hooks are given for its first choice.
+    """
     given = _messages(response)
-    messages = [await exchange.afinish(message, choice=index) for index, message in given]
+    messages = [await exchange.afinish(message, choice=first + index) for index, message in given]
     return _with_messages(response, given, _annotated(messages, given, exchange))
 
 

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import inspect
 import json
+import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -13,12 +14,16 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import litellm
 from pydantic import BaseModel
 
+from krunch_litellm.identity import MAX_SESSION, first_session
 from krunch_plugins import restore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from krunch_plugins import Exchange, Krunch
+
+
+log = logging.getLogger("krunch")
 
 
 @dataclass(slots=True, eq=False)
@@ -259,12 +264,16 @@ def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def session_of(arguments: Mapping[str, Any]) -> str | None:
-    """The conversation's id in a call's arguments, or None."""
+    """The conversation's id in a call's arguments, or None.
+
+    What cannot be an id is passed over, with a warning: to be served without a session is not what its caller expects.
+    """
     metadata = arguments.get("metadata")
-    session = metadata.get("session_id") if isinstance(metadata, dict) else None
-    if session is None:
-        session = arguments.get("litellm_session_id")
-    return None if session is None else str(session)
+    given = (metadata.get("session_id") if isinstance(metadata, dict) else None, arguments.get("litellm_session_id"))
+    session, ignored = first_session(one for one in given if one is not None)
+    if ignored:
+        log.warning("a session_id was ignored: one is a string of 1 to %d characters, or a number", MAX_SESSION)
+    return session
 
 
 def is_json(response_format: object) -> bool:

@@ -12,12 +12,12 @@ import hashlib
 import logging
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 from weakref import WeakSet
 
-from krunch_litellm import chains, metrics, traces
+from krunch_litellm import chains, legends, metrics, traces
 from krunch_litellm.figures import Failed, Prepared, Replied, storable
 from krunch_litellm.workers import Workers
 from krunch_plugins import Usage
@@ -43,7 +43,6 @@ _P = ParamSpec("_P")
 _lock, _heeding = threading.Lock(), threading.Lock()
 _workers: Workers | None = None
 _serving: WeakSet[Krunch] = WeakSet()
-_legends: OrderedDict[tuple[str, str], Mapping[str, str]] = OrderedDict()
 _models: set[str] = set()
 
 
@@ -73,17 +72,12 @@ def workers(krunch: Krunch) -> Workers:
 
 def memory_kb() -> float:
     """What this worker's memos, statistics and replies to go on from hold in memory, KiB, estimated."""
-    return sum(krunch.stats().memory_usage_kb for krunch in tuple(_serving)) + chains.memory_kb() + _legends_kb()
+    return sum(krunch.stats().memory_usage_kb for krunch in tuple(_serving)) + chains.memory_kb() + legends.memory_kb()
 
 
 def memory_kb_of(krunch: Krunch, tenant: str) -> float:
     """What this worker holds for one tenant, KiB, estimated; the memo, which tenants share, is not counted."""
-    return krunch.stats(tenant=tenant).memory_usage_kb + chains.memory_kb(tenant) + _legends_kb(tenant)
-
-
-def legend(tenant: str, session: str) -> Mapping[str, str] | None:
-    """What the last request of a session defined; None if this worker has not sent it."""
-    return _legends.get((tenant, session))
+    return krunch.stats(tenant=tenant).memory_usage_kb + chains.memory_kb(tenant) + legends.memory_kb(tenant)
 
 
 @_quietly
@@ -134,7 +128,8 @@ def prepared(call: ProxiedCall) -> None:
     for _ in range(identity.ignored):
         shared.note(Failed(identity.tenant, now, "session", "ignored"))
     if identity.session is not None:
-        _keep_legend(identity.tenant, identity.session, exchange.symbols, call.krunch)
+        most = call.krunch.settings.efficiency.max_conversations
+        legends.keep(identity.tenant, identity.session, exchange, most=most)
     metrics.prepared(model, call.call_type, report, reasons, identity.ignored)
     traces.prepared(identity.span, report, symbols)
 
@@ -220,24 +215,7 @@ def forget_everywhere(krunch: Krunch, tenant: str, session: str) -> bool:
 def _forget_texts(tenant: str | None, session: str | None) -> None:
     """Forget what is held here beside the Krunches: legends, and what expands replies that go on from earlier ones."""
     chains.forget(tenant, session)
-    with _lock:
-        for key in tuple(_legends):
-            if tenant in {None, key[0]} and session in {None, key[1]}:
-                del _legends[key]
-
-
-def _legends_kb(tenant: str | None = None) -> float:
-    with _lock:
-        kept = [legend for (owner, _), legend in _legends.items() if tenant in {None, owner}]
-    return sum(len(symbol) + len(text) for legend in kept for symbol, text in legend.items()) / 1024
-
-
-def _keep_legend(tenant: str, session: str, symbols: Mapping[str, str], krunch: Krunch) -> None:
-    with _lock:
-        _legends[tenant, session] = symbols
-        _legends.move_to_end((tenant, session))
-        while len(_legends) > krunch.settings.efficiency.max_conversations:
-            _legends.popitem(last=False)
+    legends.forget(tenant, session)
 
 
 def _name(call: ProxiedCall) -> bytes:

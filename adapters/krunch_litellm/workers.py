@@ -87,7 +87,7 @@ class Workers:
         clock: seconds since the epoch.
 
     Attributes:
-        dropped: entries that could not be written, or came while too many waited.
+        dropped: entries that could not be written, or came while too many waited; told in the figures, too.
     """
 
     def __init__(self, krunch: Krunch, memory_kb: Callable[[], float], clock: Callable[[], float] = time.time) -> None:
@@ -104,7 +104,7 @@ class Workers:
             self.directory = None
             self.figures = _open(None, limits.max_conversations, limits.cleanup_interval, clock)
         self._pending: deque[Entry] = deque(maxlen=PENDING)
-        self.dropped = 0
+        self.dropped = self._lost_told = 0
         self._condition = threading.Condition()
         self._hearing = threading.Lock()
         self._writing = self._busy = False
@@ -243,6 +243,10 @@ class Workers:
 
     def _tell(self) -> None:
         self._told = self._clock()
+        lost = self.dropped - self._lost_told
+        if lost:
+            self.figures.lost(lost)
+            self._lost_told += lost
         self.figures.seen(self._name, self._memory_kb())
         self.figures.gone(_is_alive)
 

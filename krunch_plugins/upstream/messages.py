@@ -92,7 +92,11 @@ def _block_events(
         "text": {"text": ""},
         "thinking": {"thinking": "", "signature": ""},
         "tool_use": {"input": {}},
+        "server_tool_use": {"input": {}},
+        "mcp_tool_use": {"input": {}},
     }
+    if arguments is None and "input" in block:
+        arguments = json.dumps(block["input"])
     opening = {**block, **empty.get(block["type"], {})}
     opening.pop("citations", None)
     yield {"type": "content_block_start", "index": index, "content_block": opening}

@@ -87,20 +87,28 @@ def _items(answer: Answer, number: int) -> list[dict[str, Any]]:
 def _item_events(item: Mapping[str, Any], index: int, sizes: Iterator[int]) -> Iterator[dict[str, Any]]:
     """One item of the output, without sequence numbers."""
     place = {"item_id": item["id"], "output_index": index}
-    empty = {"content": [], "summary": [], "arguments": "", "input": "", "status": "in_progress"}
+    empty = {"content": [], "summary": [], "arguments": "", "input": "", "code": "", "status": "in_progress"}
     begun = {key: empty.get(key, value) for key, value in item.items()}
     yield {"type": "response.output_item.added", "output_index": index, "item": begun}
     for position, part in enumerate(item.get("content") or ()):
         yield from _part_events(part, {**place, "content_index": position}, "content_part", sizes)
     for position, part in enumerate(item.get("summary") or ()):
         yield from _part_events(part, {**place, "summary_index": position}, "reasoning_summary_part", sizes)
-    for key, family in (("arguments", "function_call_arguments"), ("input", "custom_tool_call_input")):
-        if key in item:
-            for piece in split(item[key], sizes):
-                yield {"type": f"response.{family}.delta", **place, "delta": piece}
-            yield {"type": f"response.{family}.done", **place, key: item[key]}
+    if item.get("type") in _STREAMED:
+        family, key = _STREAMED[item["type"]]
+        for piece in split(item[key], sizes):
+            yield {"type": f"response.{family}.delta", **place, "delta": piece}
+        yield {"type": f"response.{family}.done", **place, key: item[key]}
     yield {"type": "response.output_item.done", "output_index": index, "item": dict(item)}
 
+
+_STREAMED = {
+    "function_call": ("function_call_arguments", "arguments"),
+    "custom_tool_call": ("custom_tool_call_input", "input"),
+    "mcp_call": ("mcp_call_arguments", "arguments"),
+    "code_interpreter_call": ("code_interpreter_call_code", "code"),
+}
+"""The events that a call's text comes in, and the key that it stands under, by the item's type."""
 
 _FAMILIES = {
     "output_text": ("output_text", "text"),

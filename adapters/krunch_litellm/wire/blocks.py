@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from krunch_plugins.exchange import TextWindow
+    from krunch_plugins.exchange import TextExpander
     from krunch_plugins.turns import Message
 
     Block = dict[str, Any]
 
 _THOUGHTS = frozenset({"thinking", "redacted_thinking"})
+_OWN_TOOLS = frozenset({"server_tool_use", "mcp_tool_use"})
 
 
 def to_chat(role: str, blocks: list[Block]) -> Message:
@@ -99,9 +100,21 @@ def _with_arguments(block: Block, call: Mapping[str, Any] | None) -> Block:
     return block
 
 
-def unsigned_expanded(block: Block, window: TextWindow) -> Block:
-    """A block of thinking that nobody has signed, expanded; every other one as it is."""
-    thinking = block.get("thinking")
-    if block.get("type") != "thinking" or block.get("signature") or not isinstance(thinking, str):
-        return block
-    return {**block, "thinking": window.feed(thinking) + window.end()}
+def beside_expanded(block: Block, texts: TextExpander) -> Block:
+    """Thinking that nobody has signed, or a call of the provider's own tools, expanded; another block as it is."""
+    kind = block.get("type")
+    if kind == "thinking" and not block.get("signature") and isinstance(block.get("thinking"), str):
+        return {**block, "thinking": _plain(block["thinking"], texts)}
+    if kind in _OWN_TOOLS and "input" in block:
+        return {**block, "input": _plain(block["input"], texts)}
+    return block
+
+
+def _plain(value: Any, texts: TextExpander) -> Any:  # noqa: ANN401 - whatever JSON holds
+    """A value with all of its texts expanded."""
+    if isinstance(value, str):
+        window = texts.open()
+        return window.feed(value) + window.end()
+    if isinstance(value, list):
+        return [_plain(item, texts) for item in value]
+    return {key: _plain(item, texts) for key, item in value.items()} if isinstance(value, dict) else value

@@ -44,8 +44,14 @@ class ChatWire:
         """What is sent instead."""
         return {"messages": exchange.messages}
 
-    async def finish(self, exchange: Exchange, reply: Any) -> Any:  # noqa: ANN401 - a ModelResponse
-        """The reply for the client."""
+    async def finish(self, exchange: Exchange, reply: Any) -> Any:  # noqa: ANN401 - a ModelResponse, or several
+        """The reply for the client; each of them, where it asked several models at once."""
+        if isinstance(reply, list):
+            out, choices = [], 0
+            for one in reply:
+                out.append(await aexpanded(exchange, one, first=choices) if is_whole(one) else one)
+                choices += len(one.choices) if is_whole(one) else 0
+            return out
         return await aexpanded(exchange, reply) if is_whole(reply) else reply
 
     def as_message(self, reply: object) -> None:

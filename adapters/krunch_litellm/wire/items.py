@@ -19,7 +19,23 @@ if TYPE_CHECKING:
 
 _TEXTS = frozenset({"input_text", "output_text", "text"})
 _CALLS = {"function_call": "arguments", "custom_tool_call": "input"}
-_RESULTS = frozenset({"function_call_output", "custom_tool_call_output"})
+_RESULTS = frozenset(
+    {"function_call_output", "custom_tool_call_output", "local_shell_call_output", "apply_patch_call_output"}
+)
+_OTHER_CALLS = {
+    "apply_patch_call": "operation",
+    "code_interpreter_call": "code",
+    "computer_call": "action",
+    "file_search_call": "queries",
+    "image_generation_call": "revised_prompt",
+    "local_shell_call": "action",
+    "mcp_approval_request": "arguments",
+    "mcp_call": "arguments",
+    "shell_call": "action",
+    "tool_search_call": "arguments",
+    "web_search_call": "action",
+}
+"""Calls of the provider's tools, some of which clients run: where the texts that the model wrote are, at any depth."""
 
 
 @dataclass(slots=True)
@@ -115,24 +131,28 @@ class Slot:
     """One text in a reply's output.
 
     Attributes:
-        kind: what it is: text of the reply, a call's arguments or free-form input, a refusal, or reasoning.
-        holder: the dict or object that it stands in.
-        key: the name it stands under.
+        kind: what it is: text of the reply, a function call's arguments or free-form input, a refusal, reasoning, or
+            text ("told") or JSON ("json") in a call of another tool.
+        holder: the dict, list or object that it stands in.
+        key: the name, or the place, it stands under.
     """
 
-    kind: Literal["text", "arguments", "input", "refusal", "reasoning"]
+    kind: Literal["text", "arguments", "input", "refusal", "reasoning", "told", "json"]
     holder: Any
-    key: str
+    key: Any
 
     @property
     def text(self) -> str:
         """What it says."""
-        value = get(self.holder, self.key)
+        value = self.holder[self.key] if isinstance(self.holder, list) else get(self.holder, self.key)
         return value if isinstance(value, str) else ""
 
     def write(self, text: str) -> None:
         """Put another text there, in place."""
-        put(self.holder, self.key, text)
+        if isinstance(self.holder, list):
+            self.holder[self.key] = text
+        else:
+            put(self.holder, self.key, text)
 
 
 def slots(output: Iterable[Any]) -> Iterator[Slot]:
@@ -148,6 +168,23 @@ def slots(output: Iterable[Any]) -> Iterator[Slot]:
             for part in [*items(item, "summary"), *items(item, "content")]:
                 if isinstance(get(part, "text"), str):
                     yield Slot("reasoning", part, "text")
+        elif kind in _OTHER_CALLS:
+            key = _OTHER_CALLS[kind]
+            said = get(item, key)
+            as_json = key == "arguments" and isinstance(said, str)
+            yield from [Slot("json", item, key)] if as_json else _told(item, key, said)
+
+
+def _told(holder: Any, key: Any, said: Any) -> Iterator[Slot]:  # noqa: ANN401 - dict, list or object, and what it holds
+    """All texts in what a call says."""
+    if isinstance(said, str):
+        yield Slot("told", holder, key)
+    elif isinstance(said, list):
+        for place, item in enumerate(said):
+            yield from _told(said, place, item)
+    elif isinstance(said, (dict, BaseModel)):
+        for name, item in tuple(said.items() if isinstance(said, dict) else said):
+            yield from _told(said, name, item)
 
 
 def part_slots(part: Any) -> Iterator[Slot]:  # noqa: ANN401 - dict or object

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from krunch_litellm.wire.blocks import from_chat, joined, to_chat, unsigned_expanded, with_content
+from krunch_litellm.wire.blocks import beside_expanded, from_chat, joined, to_chat, with_content
 from krunch_litellm.wire.fields import as_usage
 from krunch_litellm.wire.messages_stream import MessagesStream
 from krunch_litellm.wire.places import sources
@@ -82,7 +82,7 @@ class MessagesWire:
         if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
             return reply
         texts = exchange.texts()
-        blocks = [unsigned_expanded(block, texts.open()) for block in blocks]
+        blocks = [beside_expanded(block, texts) for block in blocks]
         given = to_chat("assistant", blocks)
         message = await exchange.afinish(given)
         return {**reply, "content": with_content(blocks, given, message)}

@@ -58,11 +58,12 @@ class MessagesStream:
             return [item]
         if isinstance(item, str):
             self._encode = _encode_text
-        out = b""
-        for event in self._events.feed(item.encode() if isinstance(item, str) else item):
+        out: list[bytes] = []
+        for event in self._events.feed(item.encode("utf-8", "surrogatepass") if isinstance(item, str) else item):
             changed = None if event.data is None else self._take(event.data)
-            out += event.raw if changed is None else b"".join(encode(data) for data in changed)
-        return [out.decode() if isinstance(item, str) else out] if out else []
+            out += [event.raw] if changed is None else map(encode, changed)
+        whole = b"".join(out)
+        return [whole.decode("utf-8", "surrogatepass") if isinstance(item, str) else whole] if whole else []
 
     async def end(self, *, partial: bool) -> list[Any]:
         """What was held back; the hooks run."""

@@ -81,8 +81,8 @@ class ResponsesWire:
         found = list(slots(output))
         wire = {id(slot.holder): slot.text for slot in found}
         for slot in found:
-            if slot.kind in {"refusal", "reasoning"}:
-                window = texts.open()
+            if slot.kind in {"refusal", "reasoning", "told", "json"}:
+                window = texts.open(json_text=slot.kind == "json")
                 slot.write(window.feed(slot.text) + window.end())
         message = await exchange.afinish(reply_message(output))
         _write(message, output)
@@ -115,7 +115,9 @@ def fetched(reply: Any, exchange: Exchange) -> Any:  # noqa: ANN401 - LiteLLM's 
     texts, result = exchange.texts(), twin(reply)
     for slot in slots(items(result, "output")):
         wire = slot.text
-        window = texts.open(json_text=slot.kind == "arguments" or (slot.kind == "text" and exchange.json_reply))
+        window = texts.open(
+            json_text=slot.kind in {"arguments", "json"} or (slot.kind == "text" and exchange.json_reply)
+        )
         slot.write(window.feed(wire) + window.end())
         if slot.kind == "text":
             put_offsets_right(slot.holder, wire, texts, json_text=exchange.json_reply)

@@ -24,11 +24,16 @@ _FIELDS = {
     "refusal": "refusal",
     "function_call_arguments": "arguments",
     "custom_tool_call_input": "input",
+    "mcp_call_arguments": "arguments",
+    "code_interpreter_call_code": "code",
+    "apply_patch_call_operation_diff": "diff",
+    "shell_call_command": "command",
     "reasoning_text": "text",
     "reasoning_summary_text": "text",
 }
 """The texts that the model writes, by the name of their events, and the key that the whole of each stands under."""
 
+_JSON = frozenset({"function_call_arguments", "mcp_call_arguments"})
 _REASONING = frozenset({"reasoning_text", "reasoning_summary_text"})
 _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
@@ -219,7 +224,7 @@ class ResponsesStream:
         return result
 
     def _expand_slots(self, found: Iterable[Slot]) -> None:
-        families = {"text": "output_text", "arguments": "function_call_arguments"}
+        families = {"text": "output_text", "arguments": "function_call_arguments", "json": "mcp_call_arguments"}
         for slot in found:
             wire = slot.text
             slot.write(self._expand(wire, families.get(slot.kind, "refusal")))
@@ -243,7 +248,7 @@ class ResponsesStream:
         return window.feed(text) + window.end()
 
     def _window(self, family: str) -> TextWindow:
-        json_text = family == "function_call_arguments" or (family == "output_text" and self._exchange.json_reply)
+        json_text = family in _JSON or (family == "output_text" and self._exchange.json_reply)
         return self._texts.open(json_text=json_text)
 
 
@@ -314,8 +319,8 @@ class _Numbers:
 
 
 def _key(event: Any, family: str) -> Key:  # noqa: ANN401 - dict or object
-    part = get(event, "content_index")
-    return family, get(event, "output_index"), get(event, "summary_index") if part is None else part
+    places = (get(event, name) for name in ("content_index", "summary_index", "command_index"))
+    return family, get(event, "output_index"), next((place for place in places if place is not None), None)
 
 
 def _with(event: Any, name: str, value: object) -> Any:  # noqa: ANN401 - dict or object

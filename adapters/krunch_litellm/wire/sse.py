@@ -33,26 +33,26 @@ class EventReader:
     """Cuts a stream of bytes into events; what is incomplete waits for the rest."""
 
     def __init__(self) -> None:
-        self._held = b""
+        self._held = bytearray()  # grows in place: an event may be large, and come in many pieces
 
     def feed(self, data: bytes) -> list[Event]:
         """Take more bytes; give back the events that are complete by now."""
-        held = self._held + data
-        events, start = [], 0
         # A blank line may be cut itself, so the search begins a little before what is new.
-        for match in _BLANK_LINE.finditer(held, max(0, len(self._held) - 3)):
-            events.append(_event(held[start : match.end()]))
-            start = match.end()
-        held = held[start:]
-        if held and not any(held.startswith(field[: len(held)]) for field in _FIELDS):
-            events.append(Event(held, None))  # no event at all: there may never be a blank line to wait for
-            held = b""
-        self._held = held
+        begin = max(0, len(self._held) - 3)
+        self._held += data
+        events, start = [], 0
+        for end in [match.end() for match in _BLANK_LINE.finditer(self._held, begin)]:
+            events.append(_event(bytes(self._held[start:end])))
+            start = end
+        del self._held[:start]
+        if self._held and not any(self._held.startswith(field[: len(self._held)]) for field in _FIELDS):
+            events.append(Event(self.rest(), None))  # no event at all: there may never be a blank line to wait for
         return events
 
     def rest(self) -> bytes:
         """The stream is at its end: the bytes that no event came of."""
-        rest, self._held = self._held, b""
+        rest = bytes(self._held)
+        self._held.clear()
         return rest
 
 
@@ -65,6 +65,6 @@ def _event(raw: bytes) -> Event:
     try:
         lines = _LINES.split(raw.decode())
         value = json.loads("\n".join(line[5:].removeprefix(" ") for line in lines if line.startswith("data:")))
-    except ValueError:
+    except (ValueError, RecursionError):  # no Unicode, no JSON, or nested deeper than can be read
         return Event(raw, None)
     return Event(raw, value if isinstance(value, dict) else None)

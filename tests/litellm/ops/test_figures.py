@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from krunch_litellm import telemetry
+from krunch_litellm import legends, telemetry
 from krunch_litellm.figures import FILE, SERIES, Failed, Figures, Prepared, Replied, Reset
 from krunch_litellm.workers import Workers
 
@@ -68,7 +68,7 @@ def test_conversations_and_series_are_bounded(tmp_path: Path) -> None:
     assert [one["session"] for one in figures.summary(None).conversations] == ["s19", "s18", "s17", "s16", "s15"]
 
     figures.add([prepared(session="s19", at=now[0] + 30) for _ in range(SERIES + 20)])
-    ((_, series),) = figures.sessions("s19", "t")
+    ((_, series),) = figures.sessions("t", "s19")
     assert [series[0]["number"], series[-1]["number"], len(series)] == [22, SERIES + 21, SERIES]
 
     now[0] += 1_000
@@ -83,8 +83,8 @@ def test_a_reset_takes_its_own_and_what_came_before_it(tmp_path: Path) -> None:
     mine.add([prepared(), prepared(session="s2"), prepared("t2"), Failed("t", before, "prepare", "ValueError")])
 
     mine.reset("t", "s2")
-    assert mine.sessions("s2", "t") == []
-    assert len(mine.sessions("s", "t")) == 1
+    assert mine.sessions("t", "s2") == []
+    assert len(mine.sessions("t", "s")) == 1
     mine.reset("t")
     other.add([prepared(at=before), prepared("t2", at=before), prepared(session="s9", at=time.time() + 1)])
 
@@ -225,7 +225,7 @@ def test_entries_wait_until_the_database_can_be_written(krunch: Krunch) -> None:
 
 
 def test_one_bad_entry_costs_only_itself(krunch: Krunch, caplog: pytest.LogCaptureFixture) -> None:
-    """Names that UTF-8 cannot express are kept, escaped; what SQLite cannot take is dropped and counted."""
+    """Names that UTF-8 cannot express are kept, escaped; what SQLite cannot take is dropped, counted and told."""
     workers = Workers(krunch, lambda: 1.0)
     workers.note(prepared()._replace(model="gpt-\ud800", session="s-\udfff"))
     workers.note(prepared()._replace(symbols=2**70, model="secret"))
@@ -236,7 +236,31 @@ def test_one_bad_entry_costs_only_itself(krunch: Krunch, caplog: pytest.LogCaptu
 
     summary = workers.figures.summary("t")
     assert (summary.requests, workers.dropped) == (3, 1)
+    problems = [(one["place"], one["error"], one["count"]) for one in workers.figures.summary(None).problems]
+    assert problems == [("figures", "dropped", 1)], "whoever asks for the statistics is told"
     assert "gpt-\\ud800" in {model["model"] for model in summary.models}
     assert "OverflowError" in caplog.text
     assert "secret" not in caplog.text
     workers.close()
+
+
+def test_symbols_that_are_held_for_owners_are_bounded_by_their_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few the sessions are, the symbols of the oldest go when the requests that define them get too large."""
+    monkeypatch.setattr(legends, "TOKENS", 2_000)
+    text = "; ".join(f"step {number} writes /srv/warehouse/inventory/reservations.py" for number in range(60))
+    with Krunch(Settings()) as krunch:
+        exchange = krunch.prepare([{"role": "user", "content": text}], model="gpt-4o")
+        assert exchange.symbols
+        assert 700 < exchange.report.tokens_before < 1_000
+        try:
+            for number in range(5):
+                legends.keep("t", f"s{number}", exchange, most=1_000)
+            legends.keep("t", "s3", exchange, most=1_000)
+            held = [number for number in range(5) if legends.get("t", f"s{number}")]
+            memory = legends.memory_kb("t")
+        finally:
+            legends.forget("t", None)
+
+    assert held == [3, 4]
+    assert memory > 0
+    assert legends.memory_kb("t") == 0

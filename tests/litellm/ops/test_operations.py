@@ -237,3 +237,21 @@ def test_plugins_see_no_request_that_nobody_made(tmp_path: Path) -> None:
     ]
 
     assert ["seen" in one.stdout for one in seen] == [True, False]
+
+
+def test_the_garbage_collector_passes_over_what_was_loaded_at_the_start() -> None:
+    """A proxy that has started stops no request to look for garbage among LiteLLM's own modules."""
+    program = (
+        "import gc, litellm; from krunch_litellm.routes import warm_up; many = len(gc.get_objects()); warm_up(); "
+        "print(many > 100_000, len(gc.get_objects()) < many / 10)"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stdout.split() == ["True", "True"]

@@ -47,6 +47,22 @@ def test_every_choice_is_expanded_and_logprobs_stay(proxy: Proxy, model: Model, 
     assert tokens == "".join(raw.split())
 
 
+def test_several_models_may_be_asked_at_once(proxy: Proxy, upstream: Upstream, model: Model) -> None:
+    """Of a request to several models each reply is expanded; what the config says of one of them counts for it."""
+    model.answer = lambda body, symbols: Answer(said(symbols))
+    with proxy.http(x_session_id="several") as client:
+        for models in ("gpt, claude", "gpt,plain"):
+            asked = {"model": models, "messages": [{"role": "user", "content": (text := story())}]}
+            replies = client.post("/v1/chat/completions", json=asked).raise_for_status().json()
+            texts_of = [reply["choices"][0]["message"]["content"] for reply in replies]
+            assert texts_of == [model.plain(said(model.symbols))] * 2
+        sizes = [len(json.dumps(body["messages"])) for body in upstream.requests]
+        history = client.get("/v1/compression/sessions/several").raise_for_status().json()
+
+    assert max(sizes[:2]) < 0.6 * len(text) < min(sizes[2:])
+    assert history["turns"] == 4  # each question and the first of its replies
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_refusals_and_reasoning_are_expanded(proxy: Proxy, model: Model, *, stream: bool) -> None:
     """Text that is no content: reasoning, and the words of a refusal."""

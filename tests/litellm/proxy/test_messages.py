@@ -116,6 +116,40 @@ def test_signed_blocks_pass_as_they_came_and_everything_else_is_expanded(
     assert reply.stop_reason == "tool_use"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_calls_of_the_providers_own_tools_are_expanded(proxy: Proxy, model: Model, *, stream: bool) -> None:
+    """What a client is shown of a search or of a connected server's tool is plain, whole and streamed alike."""
+
+    def answer(body: dict[str, Any], symbols: dict[str, str]) -> Answer:
+        search = {
+            "type": "server_tool_use",
+            "id": "srvtoolu_1",
+            "name": "web_search",
+            "input": {"query": said(symbols)},
+        }
+        found = {
+            "type": "web_search_tool_result",
+            "tool_use_id": "srvtoolu_1",
+            "content": [{"encrypted_content": "¤1"}],
+        }
+        return Answer("Done.", before=[search, found], pieces=[2])
+
+    model.answer = answer
+    request = {"model": "claude", "max_tokens": 99, "messages": [{"role": "user", "content": story()}]}
+    with proxy.http() as client:
+        text = client.post("/v1/messages", json={**request, "stream": stream}).text
+    meant = {"query": model.plain(said(model.symbols))}
+    if stream:
+        events = [json.loads(line[6:]) for line in text.split("\n") if line.startswith("data: {")]
+        deltas = [event["delta"] for event in events if event["type"] == "content_block_delta" and event["index"] == 0]
+        assert json.loads("".join(delta["partial_json"] for delta in deltas)) == meant
+        (found,) = [event["content_block"] for event in events if event["type"] == "content_block_start"][1:2]
+    else:
+        search, found, _ = json.loads(text)["content"]
+        assert search["input"] == meant
+    assert found["content"] == [{"encrypted_content": "¤1"}]
+
+
 def test_a_stream_is_well_formed(proxy: Proxy, model: Model) -> None:
     """Each block begins, speaks and ends, one after the other, and what was held back comes before the block's end."""
     model.answer = lambda body, symbols: Answer(
@@ -215,3 +249,18 @@ async def test_a_stream_cut_off_in_an_event_hands_on_all_it_got() -> None:
     whole = b"".join(out)
     assert heard(whole) == symbols[symbol]
     assert whole.endswith(b"event: content_bl")
+
+
+async def test_no_event_that_cannot_be_read_is_lost_or_moved() -> None:
+    """Data that is nested deeper than can be read, or no Unicode, is handed on where it stood."""
+    stream, _, krunch = expanding()
+    start = encode({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}})
+    deep = b"data: " + b"[" * 100_000 + b"]" * 100_000 + b"\n\n"
+    bad = b'data: {"type": "ping", "x": "\xff"}\n\n'
+    delta = encode({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hi."}})
+    whole = start + deep + bad + delta
+    out = b"".join(piece for at in range(0, len(whole), 4096) for piece in stream.feed(whole[at : at + 4096]))
+    out += b"".join(await stream.end(partial=False))
+    krunch.close()
+
+    assert out == whole

@@ -129,6 +129,48 @@ def test_annotations_stay_on_their_words(proxy: Proxy, model: Model, *, stream: 
     assert words == ["HERE", next(iter(model.symbols.values()))]
 
 
+def calls_of_tools(text: str) -> list[dict[str, Any]]:
+    """A call of each tool of the provider's own, and of those that it has clients run, with a text of the model's."""
+    arguments = json.dumps({"at": text})
+    return [
+        {"type": "apply_patch_call", "operation": {"type": "update_file", "path": "a.py", "diff": f"+{text}\n"}},
+        {"type": "shell_call", "action": {"commands": ["ls", f"echo '{text}'"], "timeout_ms": 5}},
+        {"type": "local_shell_call", "action": {"type": "exec", "command": ["echo", text], "env": {}}},
+        {"type": "computer_call", "action": {"type": "type", "text": text}, "pending_safety_checks": []},
+        {"type": "mcp_approval_request", "server_label": "s", "name": "look", "arguments": arguments},
+        {"type": "mcp_call", "server_label": "s", "name": "look", "arguments": arguments, "output": "as it ¤1 came"},
+        {"type": "code_interpreter_call", "code": f"print('{text}')", "outputs": []},
+    ]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_calls_of_all_kinds_of_tools_are_expanded(proxy: Proxy, model: Model, *, stream: bool) -> None:
+    """What clients run for the model (patches, commands, clicks) and see of the provider's own tools is plain."""
+
+    def answer(body: dict[str, Any], symbols: dict[str, str]) -> Answer:
+        calls = calls_of_tools(said(symbols))
+        items = [{"id": f"i{at}", "call_id": f"c{at}", "status": "completed", **one} for at, one in enumerate(calls)]
+        return Answer("Done.", before=items, pieces=[3])
+
+    model.answer = answer
+    if stream:
+        told = events(proxy, model="gpt", input=story())
+        reply = told[-1].response
+        done = [event.item for event in told if event.type == "response.output_item.done"]
+        assert [item.model_dump() for item in done] == [item.model_dump() for item in reply.output]
+        assert agreeing(told, "arguments", "mcp_call_arguments") == reply.output[5].arguments
+        assert agreeing(told, "code", "code_interpreter_call_code") == reply.output[6].code
+    else:
+        with proxy.openai() as client:
+            reply = client.responses.create(model="gpt", input=story())
+
+    expected = calls_of_tools(model.plain(said(model.symbols)))
+    for item, call in zip(reply.output[:-1], expected, strict=True):
+        got = item.model_dump()
+        assert {key: got[key] for key in call if key != "action"} == {k: call[k] for k in call if k != "action"}
+        assert {key: got["action"][key] for key in call.get("action", ())} == call.get("action", {})
+
+
 def test_history_as_items(proxy: Proxy, upstream: Upstream, model: Model) -> None:
     """Calls, their results as strings and as parts, and reasoning are in their places, and only text changes."""
     first, second = story(), story()
@@ -141,6 +183,10 @@ def test_history_as_items(proxy: Proxy, upstream: Upstream, model: Model) -> Non
         {"type": "function_call_output", "call_id": "c2", "output": [{"type": "input_text", "text": second}]},
         {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": second}]},
         {"type": "item_reference", "id": "msg_0"},
+        {"type": "local_shell_call", "call_id": "c3", "action": {"type": "exec", "command": ["cat", first]}},
+        {"type": "local_shell_call_output", "id": "c3", "output": first},
+        {"type": "apply_patch_call", "call_id": "c4", "operation": {"type": "delete_file", "path": "a.py"}},
+        {"type": "apply_patch_call_output", "call_id": "c4", "status": "failed", "output": second},
         {"role": "user", "content": [{"type": "input_text", "text": "And now?"}]},
     ]
     with proxy.openai() as client:
@@ -148,7 +194,7 @@ def test_history_as_items(proxy: Proxy, upstream: Upstream, model: Model) -> Non
 
     sent = upstream.requests[0]["input"]
     assert restored(upstream.requests[0]) == texts(flat({"input": items}))
-    assert [sent[index] for index in (1, 2, 3, 7)] == [items[index] for index in (1, 2, 3, 7)]
+    assert [sent[index] for index in (1, 2, 3, 7, 8, 10)] == [items[index] for index in (1, 2, 3, 7, 8, 10)]
     assert len(json.dumps(sent)) < 0.6 * len(json.dumps(items))
     assert [item.keys() for item in sent] == [item.keys() for item in items]
 
