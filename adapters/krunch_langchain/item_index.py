@@ -179,6 +179,8 @@ class ItemIndex:
 
     def _drop(self, held: Iterable[_Held]) -> None:
         ids = [one for item in held for one in item.ids]
+        if not ids:
+            return
         self._index.remove(ids)
         for one in ids:
             del self._places[one]

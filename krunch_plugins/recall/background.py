@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import threading
+import time
 from importlib import import_module
 from typing import TYPE_CHECKING
 from weakref import WeakSet
@@ -32,6 +33,8 @@ _BESIDE = 1024
 """Vectors that may stay outside of a graph: to compare with so many takes no time."""
 _MARKED_AT_MOST = 0.2
 """Share of a graph's vectors that may be removed ones until it is built anew."""
+_LOADING, _LOADING_MOST = 0.5, 60.0
+"""Seconds without anything new after which it is begun, and after which it is begun in any case."""
 
 _working: WeakSet[BackgroundIndex] = WeakSet()
 
@@ -62,6 +65,7 @@ class BackgroundIndex:
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._told = False
+        self._added = 0.0
 
     def __len__(self) -> int:
         """How many vectors there are."""
@@ -81,6 +85,7 @@ class BackgroundIndex:
                 changed.
         """
         with self._changing:
+            self._added = time.monotonic()
             self._beside.add(ids, vectors)
             if self._graph is not None:
                 self._graph.remove(ids)
@@ -163,6 +168,9 @@ class BackgroundIndex:
     def _move(self) -> None:
         """The thread: move everything into the graph, a piece at a time."""
         try:
+            end = time.monotonic() + _LOADING_MOST
+            while time.monotonic() < min(self._added + _LOADING, end) and not self._stopping.wait(_LOADING / 5):
+                pass  # whoever puts very many in is not to wait for the graph
             while not self._stopping.wait(_PAUSE):
                 fresh = self._fresh() if self._graph is None else None
                 with self._changing:
