@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from krunch_langchain.item_vectors import pack
 from krunch_langchain.json_values import from_json_value, looks_tagged, to_json_value
 from krunch_plugins import Turn
+from krunch_plugins.errors import RecordsLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -25,6 +26,10 @@ _ATTEMPTS = 20
 _SLACK = 64
 """Turns that a log may hold beside twice as many as there are items, before it is written anew."""
 _EPOCHS = count()
+_REMEDY = (
+    "What they removed would be back. Restore a backup, or call accept_loss(): with keep=False, what they may have "
+    "removed or replaced goes; with keep=True, it stays as it was"
+)
 
 
 @dataclass(slots=True)
@@ -208,16 +213,42 @@ class ItemLog:
                 self._rewrite()
             return gone
 
+    def accept_loss(self, *, keep: bool) -> int:
+        """Go on with what is left after records were lost; how many items are doubtful.
+
+        Doubtful is what no record after the loss speaks of: it may have been removed, or replaced, by one that is lost.
+
+        Args:
+            keep: keep what is doubtful, as it was; else remove it.
+        """
+        with self._lock:
+            self._read()
+            doubtful = [key for key, entry in self._items.items() if entry.number < self._certain]
+            if self._lost:
+                self._rewrite(() if keep else doubtful)
+            return len(doubtful)
+
     def _begin(self) -> None:
         """Start from nothing; whoever has a mark has to compare."""
         self._items: dict[str, Entry] = {}
         self._changed: list[str] = []
         self._epoch = next(_EPOCHS)
+        self._lost = self._certain = 0
 
     def _catch_up(self) -> None:
-        """Fold in what is new."""
+        """Fold in what is new.
+
+        Raises:
+            RecordsLost: records are missing. One that removed a key may be among them, and the key would be back.
+        """
+        self._read()
+        if self._lost:
+            raise RecordsLost(self.session, self._lost, _REMEDY)
+
+    def _read(self) -> None:
+        """Fold in what is new, around what is lost."""
         info = self._store.info(self.session, self._tenant)
-        if info is None or info.key != self._key or info.first > self._next:
+        if info is None or info.key != self._key or info.first > (self._certain - 1 if self._lost else self._next):
             # Begun anew, or given up to a point that we have not reached: from there on the log holds everything.
             self._begin()
             self._next = info.first if info else 0
@@ -225,12 +256,29 @@ class ItemLog:
         if info is None:
             return
         self._first = info.first
-        if info.stop > self._next:
-            for turn in self._store.turns(self.session, self._next, info.stop, tenant=self._tenant):
-                self._fold(turn)
-            self._next = info.stop
+        if info.stop <= self._next:
+            return
+        turns = self._store.turns(self.session, self._next, info.stop, tenant=self._tenant)
+        if len(turns) < info.stop - self._next:
+            again = self._store.info(self.session, self._tenant)
+            if again is None or again.key != self._key or again.first > self._next:
+                self._read()  # another process has written it anew meanwhile
+                return
+        for turn in turns:
+            self._fold(turn, turn.number - self._next)
+            self._next = turn.number + 1
+        self._miss(info.stop - self._next)
+        self._next = info.stop
 
-    def _fold(self, turn: Turn) -> None:
+    def _miss(self, lost: int) -> None:
+        """Note that records are missing where the next one was to be."""
+        if lost:
+            self._lost += lost
+            self._certain = self._next + lost
+
+    def _fold(self, turn: Turn, lost: int) -> None:
+        """Take in one record, before which some are lost."""
+        self._miss(lost)
         facts = turn.metadata
         if facts.get("anew"):
             self._begin()
@@ -267,16 +315,19 @@ class ItemLog:
         if self._next - self._first > 2 * len(self._items) + _SLACK or not self._items:
             self._rewrite()
 
-    def _rewrite(self) -> None:
+    def _rewrite(self, without: Collection[str] = ()) -> None:
         """Write the items that are left at the end of the log, and give up what stands before."""
         for _ in range(_ATTEMPTS):
-            self._catch_up()
-            start, items = self._next, self.items()
+            self._read()
+            start, now = self._next, self._store.now()
+            items = {key: entry for key, entry in self._items.items() if entry.alive(now) and key not in without}
             turns = [_kept(key, entry, first=index == 0) for index, (key, entry) in enumerate(items.items())]
             if turns and self._store.append_if(self.session, turns, expect=start, tenant=self._tenant) is None:
                 continue  # another process was quicker
             self._store.trim(self.session, start, tenant=self._tenant)
-            self._catch_up()
+            if not turns:
+                self._begin()
+            self._read()
             return
 
 

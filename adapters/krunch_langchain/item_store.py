@@ -28,15 +28,16 @@ from langgraph.store.base import (
 
 from krunch_langchain.item_filters import check_labels, fits, matches
 from krunch_langchain.item_index import ItemIndexes
-from krunch_langchain.item_log import Change
+from krunch_langchain.item_log import Change, ItemLog
 from krunch_langchain.item_ranking import by_search
 from krunch_langchain.item_selection import Selection
 from krunch_langchain.json_values import to_json_value
 from krunch_langchain.namespaces import Namespace, Namespaces
 from krunch_langchain.shared import krunch_and_store, krunch_of, place_of, shared_store
+from krunch_plugins.errors import FrameDamaged, RecordsLost, SessionsDamaged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from krunch_langchain.item_log import Entry
     from krunch_plugins import ConversationStore, Krunch
@@ -102,6 +103,7 @@ class KrunchStore(BaseStore):
         Raises:
             InvalidNamespaceError: a label is empty, no string, or holds a period.
             NotStorable: a value holds something that cannot be stored.
+            RecordsLost: damage has taken records of a namespace that is used; see `accept_loss`.
             StoreError: the store could not be read or written.
         """
         work = self._plan(ops)
@@ -127,8 +129,11 @@ class KrunchStore(BaseStore):
         """Remove what has expired, of all namespaces; how many items that were.
 
         It is done every `sweep_interval_minutes`, too, in the call that comes after.
+
+        Raises:
+            SessionsDamaged: some namespaces could not be read; it was done for all others.
         """
-        return sum(self._namespaces.log(namespace).sweep() for namespace in self._namespaces.below(()))
+        return self._of_all(ItemLog.sweep, "and what has expired in them is still there")
 
     def compact(self) -> int:
         """Give up values that were replaced or deleted, and what has expired, of all namespaces.
@@ -137,8 +142,37 @@ class KrunchStore(BaseStore):
 
         Returns:
             How many entries of logs were given up.
+
+        Raises:
+            SessionsDamaged: some namespaces could not be read; it was done for all others.
         """
-        return sum(self._namespaces.log(namespace).compact() for namespace in self._namespaces.below(()))
+        return self._of_all(ItemLog.compact, "and what was replaced or deleted in them is still on the disk")
+
+    def accept_loss(self, prefix: tuple[str, ...] = (), *, keep: bool) -> int:
+        """Go on with namespaces of which records were lost to damage; until then every use of one raises `RecordsLost`.
+
+        Args:
+            prefix: the namespaces that begin with it.
+            keep: keep the items that the lost records may have deleted or replaced, as they were before; else delete
+                them.
+
+        Returns:
+            How many items that are.
+        """
+        return sum(self._namespaces.log(name).accept_loss(keep=keep) for name in self._namespaces.below(prefix))
+
+    def _of_all(self, do: Callable[[ItemLog], int], else_: str) -> int:
+        """Do something with each namespace; the sum of what it gives."""
+        done, damaged = 0, []
+        for name in self._namespaces.below(()):
+            log = self._namespaces.log(name)
+            try:
+                done += do(log)
+            except (RecordsLost, FrameDamaged):
+                damaged.append(log.session)
+        if damaged:
+            raise SessionsDamaged(damaged, else_)
+        return done
 
     def _plan(self, ops: Iterable[Op]) -> _Work:
         work = _Work([], {}, {}, {})
@@ -212,9 +246,16 @@ class KrunchStore(BaseStore):
         if op.match_conditions:
             found = [name for name in found if all(matches(condition, name) for condition in op.match_conditions)]
         if self.ttl_config is not None:
-            found = [name for name in found if self._namespaces.log(name).items(most=1)]
+            found = [name for name in found if self._holds(name)]
         names = sorted(found if op.max_depth is None else {name[: op.max_depth] for name in found})
         return names[op.offset : op.offset + op.limit]
+
+    def _holds(self, name: Namespace) -> bool:
+        """Whether something in a namespace has not expired; one that cannot be read is listed."""
+        try:
+            return bool(self._namespaces.log(name).items(most=1))
+        except (RecordsLost, FrameDamaged):
+            return True
 
     def _search(self, op: SearchOp, vectors: Mapping[str, Sequence[float]]) -> list[SearchItem]:
         prefix, asked = tuple(op.namespace_prefix), op.filter
@@ -251,6 +292,8 @@ class KrunchStore(BaseStore):
             try:
                 self._swept = time.monotonic()
                 self.sweep_ttl()
+            except SessionsDamaged:  # whoever uses one of these is told
+                pass
             finally:
                 self._sweep_lock.release()
 
