@@ -9,6 +9,7 @@ from krunch_plugins.errors import KrunchError, RequestRefused
 from krunch_plugins.exchange import Exchange, Reply
 from krunch_plugins.hookspecs import hookimpl
 from krunch_plugins.krunch import Krunch
+from krunch_plugins.recall.background import BackgroundIndex
 from krunch_plugins.recall.quoting import is_recalled
 from krunch_plugins.report import ContextReport, Cost, MessageReport, Problem, Report
 from krunch_plugins.settings import Settings
@@ -17,6 +18,7 @@ from krunch_plugins.tokens import load_tokenizer
 from krunch_plugins.turns import Embedder, MemoStore, SearchHit, SearchQuery, Turn
 
 __all__ = [
+    "BackgroundIndex",
     "ContextReport",
     "ConversationStore",
     "Cost",

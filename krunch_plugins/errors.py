@@ -17,6 +17,8 @@
         ├── NotStorable          a value that JSON cannot express
         ├── SessionExists        an import would mix two histories
         ├── FrameDamaged         one stored frame is damaged or missing; all others stay readable
+        ├── RecordsLost          what is kept as a log has gaps, so what it adds up to is not certain
+        ├── SessionsDamaged      what was done to many sessions was not done to all of them
         ├── DatabaseDamaged      the database file itself cannot be read
         └── SnapshotError        a snapshot (a file of state) could not be written, read or removed
             ├── SnapshotMissingError    there is no snapshot at that place
@@ -31,6 +33,10 @@ that are not messages at all). Stored data fails loudly: a direct call to the st
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class KrunchError(Exception):
@@ -259,6 +265,34 @@ class FrameDamaged(StoreError):  # noqa: N818 - reads as what it is
             f"segment {segment!r} of session {session!r} (codec {codec or 'unknown'}) is damaged: {why}. "
             "Everything else stays readable; check(repair=True) moves the damaged frame into quarantine"
         )
+
+
+class RecordsLost(StoreError):  # noqa: N818 - reads as what it is
+    """Records of a log (of items, of checkpoints) are lost to damage, so what the log adds up to is not certain.
+
+    Attributes:
+        session: the log's session.
+        lost: how many records are missing.
+        remedy: what to do, in words.
+    """
+
+    def __init__(self, session: str, lost: int, remedy: str) -> None:
+        self.session, self.lost, self.remedy = session, lost, remedy
+        super().__init__(f"{lost} records of {session!r} are lost to damage, and with them what was changed. {remedy}")
+
+
+class SessionsDamaged(StoreError):  # noqa: N818 - reads as what it is
+    """What was to be done with many sessions was done with all that could be read; these could not.
+
+    Attributes:
+        sessions: their ids.
+        what: what was not done, in words.
+    """
+
+    def __init__(self, sessions: Sequence[str], what: str) -> None:
+        self.sessions, self.what = tuple(sessions), what
+        named = ", ".join(map(repr, self.sessions))
+        super().__init__(f"{len(self.sessions)} sessions cannot be read, {what}: {named}. Ask for each to see why")
 
 
 class DatabaseDamaged(StoreError):  # noqa: N818 - reads as what it is

@@ -97,7 +97,7 @@ class KrunchMiddleware(AgentMiddleware):  # without its parameters, whose number
         """Call the model through Krunch."""
         try:
             return handler(request.override(model=self._around(request.model)))
-        except Exception:
+        except BaseException:  # what was asked was asked, also where the call is interrupted
             self._record(_asked(request), self._owner())
             raise
 
@@ -109,6 +109,9 @@ class KrunchMiddleware(AgentMiddleware):  # without its parameters, whose number
             return await handler(request.override(model=self._around(request.model)))
         except Exception:
             await asyncio.to_thread(self._record, _asked(request), self._owner())
+            raise
+        except BaseException:  # cancelled, or closed: awaiting more would keep whoever waits for the end of it
+            self._record(_asked(request), self._owner())
             raise
 
     def before_agent(self, state: AgentState[Any], runtime: Runtime[Any]) -> dict[str, Any] | None:  # noqa: ARG002 - LangChain's signature

@@ -19,6 +19,8 @@ from langchain_core.runnables.utils import (
     Output,
 )
 
+from krunch_langchain.configurable_models import is_configurable, wrapped
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -32,10 +34,12 @@ def with_models(runnable: Any, make: Make) -> Any:  # noqa: ANN401 - whatever La
     """A copy of `runnable` in which `make` has replaced every chat model; the very same if there is none.
 
     Looked into: bindings (`bind`, `bind_tools`, `with_config`, `with_retry`), fallbacks, sequences and parallels
-    (`with_structured_output`), configurable fields and alternatives.
+    (`with_structured_output`), configurable fields and alternatives, and models that a call's config makes.
     """
     if isinstance(runnable, BaseChatModel):
         return make(runnable)
+    if is_configurable(runnable):
+        return wrapped(runnable, lambda made: with_models(made, make))
     if isinstance(runnable, RunnableConfigurableFields) and isinstance(runnable.default, BaseChatModel):
         return KrunchConfigurable(default=make(runnable.default), fields=runnable.fields, config=runnable.config)
     inside = _inside(runnable)

@@ -24,6 +24,9 @@ class KrunchByteStore(BaseStore[str, bytes]):
     All keys and values of one name are held in RAM as well. A value is replaced or removed for good when the log that
     they are kept in is written anew, which happens by itself.
 
+    Where damage has taken records of the log, every call raises `RecordsLost`, until `accept_loss` says how to go on: a
+    key that was removed must not come back unsaid.
+
     Args:
         name: which of a tenant's byte stores, any text; begun if it is new.
         store: where to keep it; default `shared_store()`.
@@ -52,6 +55,17 @@ class KrunchByteStore(BaseStore[str, bytes]):
     def mdelete(self, keys: Sequence[str]) -> None:
         """Remove keys; those that are not there are removed already."""
         self._log.apply([Change(key) for key in keys])
+
+    def accept_loss(self, *, keep: bool) -> int:
+        """Go on after records were lost to damage.
+
+        Args:
+            keep: keep what the lost records may have removed or replaced, as it was before them; else remove it.
+
+        Returns:
+            How many keys that are.
+        """
+        return self._log.accept_loss(keep=keep)
 
     def yield_keys(self, *, prefix: str | None = None) -> Iterator[str]:
         """All keys that begin with `prefix`, in the order in which they were first set."""

@@ -40,7 +40,7 @@ def check_labels(op: Op) -> None:
             raise InvalidNamespaceError(f"{label!r} is no label: it is empty, or holds a period or a NUL character")
 
 
-def passes(value: Mapping[str, Any], wanted: Mapping[str, Any] | None) -> bool:
+def fits(value: Mapping[str, Any], wanted: Mapping[str, Any] | None) -> bool:
     """Whether an item's value has everything that a filter asks for.
 
     Raises:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from langgraph.store.base import (
@@ -25,16 +26,20 @@ from langgraph.store.base import (
     tokenize_path,
 )
 
-from krunch_langchain.item_filters import check_labels, matches, passes
-from krunch_langchain.item_log import Change, Entry, ItemLog
-from krunch_langchain.item_ranking import Ranked, by_search, by_vectors
+from krunch_langchain.item_filters import check_labels, fits, matches
+from krunch_langchain.item_index import ItemIndexes
+from krunch_langchain.item_log import Change, ItemLog
+from krunch_langchain.item_ranking import by_search
+from krunch_langchain.item_selection import Selection
 from krunch_langchain.json_values import to_json_value
 from krunch_langchain.namespaces import Namespace, Namespaces
 from krunch_langchain.shared import krunch_and_store, krunch_of, place_of, shared_store
+from krunch_plugins.errors import FrameDamaged, RecordsLost, SessionsDamaged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from krunch_langchain.item_log import Entry
     from krunch_plugins import ConversationStore, Krunch
 
 _KIND = "memories"
@@ -48,7 +53,8 @@ class KrunchStore(BaseStore):
     Thread-safe; any number of processes may share one. A batch's puts in one namespace are stored all or none. Reads of
     a batch see what was there before it, as with LangGraph's own stores.
 
-    - With `index`, texts are embedded by its `embed`, and a query ranks by cosine, exactly.
+    - With `index`, texts are embedded by its `embed`, and a query ranks by cosine: exactly up to 10,000 vectors, and
+      where a filter is given; above by a graph, built in the background, if the extra `search` is installed.
     - Without, a query asks Krunch's own search (words and the built-in embeddings) and needs no model.
 
     An item keeps its `created_at` when it is put again, until it is deleted or expires. What was replaced or deleted is
@@ -83,6 +89,7 @@ class KrunchStore(BaseStore):
         self._store, self._krunch, self.ttl_config = store, krunch, ttl
         self._tenant = place_of(_KIND, tenant)
         self._namespaces = Namespaces(store, self._tenant)
+        self._indexes = ItemIndexes(self._namespaces)
         self.index_config = index
         embed = index.get("embed") if index else None
         self.embeddings = ensure_embeddings(embed) if embed is not None else None
@@ -96,6 +103,7 @@ class KrunchStore(BaseStore):
         Raises:
             InvalidNamespaceError: a label is empty, no string, or holds a period.
             NotStorable: a value holds something that cannot be stored.
+            RecordsLost: damage has taken records of a namespace that is used; see `accept_loss`.
             StoreError: the store could not be read or written.
         """
         work = self._plan(ops)
@@ -121,8 +129,11 @@ class KrunchStore(BaseStore):
         """Remove what has expired, of all namespaces; how many items that were.
 
         It is done every `sweep_interval_minutes`, too, in the call that comes after.
+
+        Raises:
+            SessionsDamaged: some namespaces could not be read; it was done for all others.
         """
-        return sum(self._namespaces.log(namespace).sweep() for namespace in self._namespaces.below(()))
+        return self._of_all(ItemLog.sweep, "and what has expired in them is still there")
 
     def compact(self) -> int:
         """Give up values that were replaced or deleted, and what has expired, of all namespaces.
@@ -131,8 +142,37 @@ class KrunchStore(BaseStore):
 
         Returns:
             How many entries of logs were given up.
+
+        Raises:
+            SessionsDamaged: some namespaces could not be read; it was done for all others.
         """
-        return sum(self._namespaces.log(namespace).compact() for namespace in self._namespaces.below(()))
+        return self._of_all(ItemLog.compact, "and what was replaced or deleted in them is still on the disk")
+
+    def accept_loss(self, prefix: tuple[str, ...] = (), *, keep: bool) -> int:
+        """Go on with namespaces of which records were lost to damage; until then every use of one raises `RecordsLost`.
+
+        Args:
+            prefix: the namespaces that begin with it.
+            keep: keep the items that the lost records may have deleted or replaced, as they were before; else delete
+                them.
+
+        Returns:
+            How many items that are.
+        """
+        return sum(self._namespaces.log(name).accept_loss(keep=keep) for name in self._namespaces.below(prefix))
+
+    def _of_all(self, do: Callable[[ItemLog], int], else_: str) -> int:
+        """Do something with each namespace; the sum of what it gives."""
+        done, damaged = 0, []
+        for name in self._namespaces.below(()):
+            log = self._namespaces.log(name)
+            try:
+                done += do(log)
+            except (RecordsLost, FrameDamaged):
+                damaged.append(log.session)
+        if damaged:
+            raise SessionsDamaged(damaged, else_)
+        return done
 
     def _plan(self, ops: Iterable[Op]) -> _Work:
         work = _Work([], {}, {}, {})
@@ -202,55 +242,47 @@ class KrunchStore(BaseStore):
         return Item(**_facts(tuple(op.namespace), op.key, entry))
 
     def _list(self, op: ListNamespacesOp) -> list[Namespace]:
-        found = self._namespaces.below(())
+        found = list(self._namespaces.below(()))
         if op.match_conditions:
             found = [name for name in found if all(matches(condition, name) for condition in op.match_conditions)]
         if self.ttl_config is not None:
-            found = [name for name in found if self._namespaces.log(name).items()]
+            found = [name for name in found if self._holds(name)]
         names = sorted(found if op.max_depth is None else {name[: op.max_depth] for name in found})
         return names[op.offset : op.offset + op.limit]
 
-    def _search(self, op: SearchOp, vectors: Mapping[str, Sequence[float]]) -> list[SearchItem]:
-        logs = [(name, self._namespaces.log(name)) for name in self._namespaces.below(tuple(op.namespace_prefix))]
-        held = [(name, log, log.items()) for name, log in logs]
-        items = {
-            (name, key): entry
-            for name, _, entries in held
-            for key, entry in entries.items()
-            if not op.filter or passes(entry.fresh(), op.filter)
-        }
-        if op.query and items:
-            found = self._ranked(op, items, held, vectors)
-        else:
-            found = [Ranked(place, None) for place in list(items)[op.offset : op.offset + op.limit]]
-        if op.refresh_ttl:
-            for name, log in logs:
-                log.touch(ranked.place[1] for ranked in found if ranked.place[0] == name)
-        return [SearchItem(**_facts(*each.place, items[each.place]), score=each.score) for each in found]
+    def _holds(self, name: Namespace) -> bool:
+        """Whether something in a namespace has not expired; one that cannot be read is listed."""
+        try:
+            return bool(self._namespaces.log(name).items(most=1))
+        except (RecordsLost, FrameDamaged):
+            return True
 
-    def _ranked(
-        self,
-        op: SearchOp,
-        items: dict[_Place, Entry],
-        held: Sequence[tuple[Namespace, ItemLog, Mapping[str, Entry]]],
-        vectors: Mapping[str, Sequence[float]],
-    ) -> list[Ranked]:
-        """What a query finds, best first; then, where that is less than asked for, what has no score."""
-        assert op.query is not None
-        if self.embeddings is not None:
-            scores = by_vectors(vectors[op.query], items, [(name, log) for name, log, _ in held])
+    def _search(self, op: SearchOp, vectors: Mapping[str, Sequence[float]]) -> list[SearchItem]:
+        prefix, asked = tuple(op.namespace_prefix), op.filter
+        passes = None if not asked else lambda entry: fits(entry.fields(asked), asked)
+        selection = Selection(self._namespaces, self._namespaces.below(prefix), passes)
+        wanted = op.offset + op.limit
+        if not op.query:
+            best, skipped = [], op.offset
+        elif self.embeddings is not None:
+            query = vectors[op.query]
+            best = self._indexes.of(prefix, len(query)).nearest(query, wanted, selection)
+            skipped = 0  # as `InMemoryStore`
         else:
             krunch = self._krunch or krunch_of(self._store)
-            sessions = {name: log.session for name, log, _ in held}
-            searched = {
-                (sessions[place[0]], entry.number): place for place, entry in items.items() if entry.text is not None
-            }
-            scores = by_search(krunch, op.query, searched, self._tenant, op.offset + op.limit)
-        best = sorted((Ranked(place, score) for place, score in scores.items()), key=lambda each: -(each.score or 0.0))
-        found = best[op.offset : op.offset + op.limit]
-        rest = [Ranked(place, None) for place, entry in items.items() if place not in scores]
-        skipped = 0 if self.embeddings is not None else max(op.offset - len(best), 0)  # with them, as `InMemoryStore`
-        return found + rest[skipped : skipped + op.limit - len(found)]
+            best = by_search(krunch, op.query, self._tenant, selection, wanted)
+            skipped = max(op.offset - len(best), 0)
+        found: dict[_Place, tuple[Entry, float | None]] = {
+            place: (entry, score) for place, entry, score in best[op.offset : wanted]
+        }
+        # What a query says nothing about comes last, where there is room: then all that it finds is known.
+        room = op.limit - len(found)
+        others = selection.items(skipped + room, without={place for place, _, _ in best}) if room else {}
+        found |= {place: (entry, None) for place, entry in islice(others.items(), skipped, None)}
+        if op.refresh_ttl:
+            for name in {place[0] for place in found}:
+                self._namespaces.log(name).touch(place[1] for place in found if place[0] == name)
+        return [SearchItem(**_facts(*place, entry), score=score) for place, (entry, score) in found.items()]
 
     def _sweep_if_due(self) -> None:
         minutes = (self.ttl_config or {}).get("sweep_interval_minutes")
@@ -260,6 +292,8 @@ class KrunchStore(BaseStore):
             try:
                 self._swept = time.monotonic()
                 self.sweep_ttl()
+            except SessionsDamaged:  # whoever uses one of these is told
+                pass
             finally:
                 self._sweep_lock.release()
 

@@ -90,7 +90,7 @@ def from_json_value(value: Any) -> Any:  # noqa: ANN401 - whatever a message hol
         return [from_json_value(item) for item in value]
     if not isinstance(value, dict):
         return value
-    if not _looks_tagged(value):
+    if not looks_tagged(value):
         return {key: from_json_value(item) for key, item in value.items()}
     ((tag, held),) = value.items()
     if tag not in _READ:
@@ -99,14 +99,15 @@ def from_json_value(value: Any) -> Any:  # noqa: ANN401 - whatever a message hol
 
 
 def _dict_to_json(value: dict[Any, Any], path: str) -> dict[str, Any]:
-    if not all(isinstance(key, str) for key in value) or _looks_tagged(value):
+    if not all(isinstance(key, str) for key in value) or looks_tagged(value):
         pairs = [[to_json_value(key, f"a key of {path}"), to_json_value(item, path)] for key, item in value.items()]
         return {"$dict": [{"$tuple": pair} for pair in pairs]}
     items = {key: to_json_value(item, f"{path}.{key}") for key, item in value.items()}
     return value if all(map(_is, items.values(), value.values())) else items
 
 
-def _looks_tagged(value: dict[Any, Any]) -> bool:
+def looks_tagged(value: dict[Any, Any]) -> bool:
+    """Whether a dict has the form of a tagged value."""
     return len(value) == 1 and str(next(iter(value))).startswith(_TAG)
 
 

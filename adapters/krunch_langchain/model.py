@@ -266,7 +266,8 @@ def krunchify(
 
     Args:
         model: a chat model, or what LangChain makes of one: with tools bound, with retries or fallbacks, with
-            structured output, with configurable fields. Its form is kept, the models inside are wrapped.
+            structured output, with configurable fields, or one that a call's config chooses (`init_chat_model`). Its
+            form is kept, the models inside are wrapped.
         krunch: who compresses; default: one per process, with settings from `KRUNCH_*` variables.
         session: the conversation's id, where the call's config names none: `session_id`, `conversation_id`, or
             LangGraph's `thread_id`. Without any, nothing is recorded.
@@ -291,7 +292,7 @@ def krunchify(
         return KrunchChatModel(bound=inner, krunch=krunch, session=session, tenant=tenant)
 
     wrapped = with_models(model, wrap)
-    if not found:
+    if not found and wrapped is model:  # what a call's config makes is found when it is made
         raise TypeError(
             f"krunchify() takes a chat model, or bindings, fallbacks, sequences or configurable fields of one; "
             f"found none in {type(model).__name__}"

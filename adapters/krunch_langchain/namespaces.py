@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
+from itertools import count
 from typing import TYPE_CHECKING
 
 from krunch_langchain.item_log import ItemLog
@@ -33,6 +34,8 @@ class Namespaces:
         self._cursor: str | None = None
         self._names: dict[str, Namespace] = {}
         self._empty: set[str] = set()
+        self._versions: dict[str, int] = {}
+        self._clock = count()
         self._logs: OrderedDict[Namespace, ItemLog] = OrderedDict()
 
     def log(self, namespace: Namespace) -> ItemLog:
@@ -40,27 +43,30 @@ class Namespaces:
         with self._lock:
             log = self._logs.get(namespace)
             if log is None:
-                session = json.dumps(list(namespace), ensure_ascii=False, separators=(",", ":"))
-                log = self._logs[namespace] = ItemLog(self._store, session, self._tenant)
+                log = self._logs[namespace] = ItemLog(self._store, self.session_of(namespace), self._tenant)
             self._logs.move_to_end(namespace)
             if len(self._logs) > _OPEN:
                 self._logs.popitem(last=False)
             return log
 
-    def below(self, prefix: Namespace) -> list[Namespace]:
-        """The namespaces that hold something and begin with these labels, in the order in which they were begun."""
+    def below(self, prefix: Namespace) -> dict[Namespace, int]:
+        """The namespaces that hold something and begin with these labels, in the order in which they were begun.
+
+        Each has a number that is another one when something in it may have changed.
+        """
         with self._lock:
             self._catch_up()
             size = len(prefix)
-            return [
-                namespace
+            return {
+                namespace: self._versions[key]
                 for key, namespace in self._names.items()
                 if namespace[:size] == prefix and key not in self._empty
-            ]
+            }
 
-    def of_session(self, session: str) -> Namespace:
-        """The namespace that a session holds."""
-        return tuple(json.loads(session))
+    @staticmethod
+    def session_of(namespace: Namespace) -> str:
+        """The session that holds a namespace."""
+        return json.dumps(list(namespace), ensure_ascii=False, separators=(",", ":"))
 
     def _catch_up(self) -> None:
         afresh = self._cursor is None
@@ -80,16 +86,18 @@ class Namespaces:
         if event.kind == "reset":
             self._names.clear()
             self._empty.clear()
+            self._versions.clear()
         elif event.kind == "forget":
             self._names.pop(event.key, None)
+            self._versions.pop(event.key, None)
         elif event.session is not None:
-            self._names.setdefault(event.key, self.of_session(event.session))
+            self._names.setdefault(event.key, tuple(json.loads(event.session)))
+            self._versions[event.key] = next(self._clock)
             if event.kind == "trim" and event.start == event.stop:
                 self._empty.add(event.key)
             elif event.kind == "append":
                 self._empty.discard(event.key)
 
     def _begun(self, namespace: Namespace) -> float:
-        session = json.dumps(list(namespace), ensure_ascii=False, separators=(",", ":"))
-        info = self._store.info(session, self._tenant)
+        info = self._store.info(self.session_of(namespace), self._tenant)
         return info.created if info else 0.0

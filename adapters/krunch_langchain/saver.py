@@ -22,6 +22,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from krunch_langchain.shared import place_of, shared_store
 from krunch_langchain.thread_log import Place, State, ThreadLog
+from krunch_plugins.errors import FrameDamaged, RecordsLost, SessionsDamaged
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
@@ -37,6 +38,10 @@ _HELD_BYTES, _HELD_THREADS, _COUNTED_AGAIN = 64_000_000, 1024, 16
 _KEEP_LATEST, _DELETE = "keep_latest", "delete"
 _COUNTERS = "counters_since_delta_snapshot"
 """Where LangGraph's metadata names the channels whose values are to be rebuilt from earlier writes."""
+
+
+_UNREADABLE = (FrameDamaged, RecordsLost, ValueError)
+"""What is wrong with a thread of which something is damaged; others are not concerned."""
 
 
 class KrunchSaver(BaseCheckpointSaver[Any]):
@@ -109,19 +114,29 @@ class KrunchSaver(BaseCheckpointSaver[Any]):
             filter: only those whose metadata has these values.
             before: only those older than the checkpoint that this names.
             limit: how many at most.
+
+        Raises:
+            StoreError: the store could not be read.
+            SessionsDamaged: of all threads, some could not be read. Those of all others have been given by then.
         """
         ns = config["configurable"].get("checkpoint_ns") if config else None
         named = get_checkpoint_id(config) if config else None
         older = get_checkpoint_id(before) if before else None
         found: list[tuple[str, str, Place]] = []
+        damaged: list[str] = []
         for thread in [_thread(config)] if config else self._store.sessions(self._tenant):
             log = self._thread(thread)
-            with log.lock:
-                found += [(place[1], thread, place) for place in log.state().checkpoints]
+            try:
+                with log.lock:
+                    found += [(place[1], thread, place) for place in log.state().checkpoints]
+            except _UNREADABLE:
+                if config:
+                    raise
+                damaged.append(thread)
         left = limit
         for checkpoint_id, thread, place in sorted(found, reverse=True):
             if left is not None and left <= 0:
-                return
+                break
             if (ns is not None and place[0] != ns) or (named and checkpoint_id != named):
                 continue
             if older and checkpoint_id >= older:
@@ -136,6 +151,8 @@ class KrunchSaver(BaseCheckpointSaver[Any]):
                 one = self._tuple(state, thread, place)
             left = None if left is None else left - 1
             yield one
+        if damaged:
+            raise SessionsDamaged(damaged, "and their checkpoints are not among those that were given")
 
     def put(
         self,
@@ -174,7 +191,12 @@ class KrunchSaver(BaseCheckpointSaver[Any]):
         self._thread(str(thread_id)).forget()
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
-        """Remove the checkpoints that these runs made, in all threads, and their writes."""
+        """Remove the checkpoints that these runs made, in all threads, and their writes.
+
+        Raises:
+            StoreError: the store could not be read or written.
+            SessionsDamaged: some threads could not be read, and are as they were; it was done in all others.
+        """
         runs = set(run_ids)
         if not runs:
             return
@@ -184,12 +206,18 @@ class KrunchSaver(BaseCheckpointSaver[Any]):
                 if state.values.load(saved.metadata, self.serde).get("run_id") not in runs:
                     yield place
 
+        damaged: list[str] = []
         for thread in self._store.sessions(self._tenant):
             log = self._thread(thread)
-            with log.lock:
-                state = log.state()
-                if len(list(others(state))) < len(state.checkpoints):
-                    log.keep(others)
+            try:
+                with log.lock:
+                    state = log.state()
+                    if len([*others(state)]) < len(state.checkpoints):
+                        log.keep(others)
+            except _UNREADABLE:
+                damaged.append(thread)
+        if damaged:
+            raise SessionsDamaged(damaged, "and what these runs left in them is still there")
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Add all checkpoints and writes of one thread to another."""

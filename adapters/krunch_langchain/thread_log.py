@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 
 from krunch_langchain.checkpoint_records import Added, Put, Record, Values, Window, Writes
-from krunch_plugins.errors import StoreError
+from krunch_plugins.errors import RecordsLost, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +26,9 @@ Place = tuple[str, str]
 """A checkpoint's namespace and id."""
 
 _ATTEMPTS = 50
+_REMEDY = (
+    "The checkpoints after them cannot be rebuilt. Restore a backup, or let the thread begin anew: delete_thread()"
+)
 _PACKED_EVERY, _PACKED_BELOW = 32, 64_000
 """A log of fewer bytes is packed whenever it has so many new records. Larger ones wait for the store to do it."""
 
@@ -113,10 +116,7 @@ class ThreadLog:
             again = self._store.info(self._session, self._tenant) if lost else None
             if again is not None and again.first <= first:
                 # Values are numbered in the order of the records: what follows a lost one would be read wrongly.
-                raise StoreError(
-                    f"{lost} records of a thread's checkpoints are lost; those after them cannot be rebuilt. "
-                    "delete_thread() lets it begin anew, or restore a backup"
-                )
+                raise RecordsLost(self._session, lost, _REMEDY)
             for turn in turns:
                 self._fold(turn.message)
             self._next = info.stop

@@ -99,17 +99,18 @@ def adopt(ledger: Ledger, tenant: str | None) -> None:
 
 
 def trim(ledger: Ledger, inside: str, keep: int) -> int:
-    """Give up all turns before number `keep`, which must lie in segments.
+    """Give up all turns before number `keep`, which must lie in segments, or be missing behind the last of them.
 
     Returns:
         How many turns were removed.
     """
     while True:
         record = ledger.shelf.load(f"s/{inside}", Session)
-        if record is None or not record.first < keep <= record.packed:
+        if record is None or not record.first < keep <= _settled(record):
             return 0
         with _moving(ledger, record):
-            last = ledger.page(record, keep - 1 >> PAGE_SHIFT).entries
+            page = min(keep, record.packed) - 1 >> PAGE_SHIFT
+            last = ledger.page(record, page).entries if record.packed > record.first else []
             stop = max([keep, *(entry.stop for entry in last if entry.start < keep)])
             swap = _Swap(record.first, stop, keep=keep)
             swap.old = [key for key, _ in ledger.frames(record, record.first, keep)]
@@ -117,6 +118,15 @@ def trim(ledger: Ledger, inside: str, keep: int) -> int:
                 _fill(ledger, record, swap, swap.old[-1:])
             if _apply(ledger, record, swap):
                 return keep - record.first
+
+
+def _settled(record: Session) -> int:
+    """Up to which turn nothing lies in the log."""
+    stop = record.packed
+    for start, end in sorted(record.missing):
+        if not record.log and start <= stop:
+            stop = max(stop, end)
+    return stop
 
 
 @contextmanager

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from contextlib import aclosing
+from itertools import chain
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +16,19 @@ from langchain.agents.middleware import (
     ClearToolUsesEdit,
     ContextEditingMiddleware,
     HumanInTheLoopMiddleware,
+    ModelRetryMiddleware,
     SummarizationMiddleware,
     wrap_model_call,
 )
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
-from langchain.chat_models import init_chat_model
 from langchain_core.messages import AIMessage, ToolMessage
+from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Command
+from openai import InternalServerError
 from played_model import STORY
 from pydantic import BaseModel
 
@@ -153,11 +159,10 @@ def test_standard_blocks(serving: Serving) -> None:
 
 
 def test_a_model_that_cannot_be_wrapped(serving: Serving, caplog: pytest.LogCaptureFixture) -> None:
-    """An agent over a model that only its config names goes on uncompressed, and the log says so."""
+    """An agent over a runnable that is no chat model goes on uncompressed, and the log says so."""
     serving.played.compressed = False
-    facts = {"base_url": serving.upstream.url, "api_key": "none"}
-    named: Any = init_chat_model("gpt-4o", model_provider="openai", configurable_fields=("temperature",), **facts)
-    state = agent_of(serving, model=named, tools=[]).invoke(say(), THREAD)
+    hidden: Any = RunnableLambda(serving.bare().invoke)
+    state = agent_of(serving, model=hidden, tools=[]).invoke(say(), THREAD)
 
     assert state["messages"][-1].text == serving.plain
     assert "not compressed: krunchify() takes a chat model" in caplog.text
@@ -189,6 +194,103 @@ def test_what_comes_after_the_last_request_is_recorded(serving: Serving) -> None
     with pytest.raises(Exception, match="no"):
         agent.invoke(say("lost?"), THREAD)
     assert serving.store.turns("t")[-1].message == {"role": "user", "content": "lost?"}
+
+
+class Slow:
+    """A model server that lets nobody have an answer until it is told to."""
+
+    def __init__(self, serving: Serving) -> None:
+        self.asked, self.go = threading.Event(), threading.Event()
+        self._played = serving.upstream.answer
+        serving.upstream.answer = self
+
+    def __call__(self, body: Any) -> Any:
+        self.asked.set()
+        self.go.wait(30)
+        return self._played(body)
+
+
+async def _ainvoke(agent: Any, given: Any) -> None:
+    await agent.ainvoke(given, THREAD)
+
+
+async def _astream(agent: Any, given: Any) -> None:
+    async for _ in agent.astream(given, THREAD, stream_mode="messages"):
+        pass
+
+
+async def _events(agent: Any, given: Any) -> None:
+    async for _ in agent.astream_events(given, THREAD, version="v2"):
+        pass
+
+
+@pytest.mark.parametrize("call", [_ainvoke, _astream, _events])
+async def test_a_cancelled_first_call_leaves_the_question(serving: Serving, call: Any) -> None:
+    """The question of a first call that is cancelled is in the store, once, also when it is asked or resumed again."""
+    slow = Slow(serving)
+    agent: Any = None
+    for given in (say(), say(), None):
+        agent = agent if given is None else agent_of(serving, tools=[])
+        slow.asked.clear()
+        task = asyncio.create_task(call(agent, given))
+        await asyncio.to_thread(slow.asked.wait, 30)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert [turn.message["content"] for turn in serving.store.turns("t")] == ["Be careful.", STORY]
+    slow.go.set()
+    state = await agent.ainvoke(None, THREAD)
+
+    assert roles(serving) == ["system", "user", "assistant"]
+    assert serving.store.turns("t")[-1].message["content"] == state["messages"][-1].text
+
+
+async def test_a_stream_that_is_left_in_the_middle(serving: Serving) -> None:
+    """Where a first call is cancelled while it streams, the question is there once, and what was said so far."""
+    agent, played, go = agent_of(serving, tools=[]), serving.upstream.answer, threading.Event()
+    pieces: Any = chain([6], (go.wait(30) or 9 for _ in range(99)))
+    serving.upstream.answer = lambda _: Answer("I saw nothing, that is all.", pieces=pieces)
+    async with aclosing(agent.astream(say(), THREAD, stream_mode="messages")) as stream:
+        async for message, _ in stream:
+            if message.text:
+                break
+    go.set()
+    recorded = serving.store.turns("t")
+    assert [turn.message["role"] for turn in recorded] == ["system", "user", "assistant"]
+    assert recorded[-1].metadata["partial"] is True
+    serving.upstream.answer = played
+    await agent.ainvoke(None, THREAD)
+
+    assert [turn.message["content"] for turn in serving.store.turns("t")].count(STORY) == 1
+    assert roles(serving) == ["system", "user", "assistant", "assistant"]
+
+
+class Interrupted(ChatOpenAI):
+    """A model whose calls are interrupted from the keyboard."""
+
+    def _generate(self, *_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    def _stream(self, *_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+        yield
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("how", ["interrupted", "refused"])
+def test_a_first_call_that_fails_for_good(serving: Serving, how: str, *, streamed: bool) -> None:
+    """The question of a first call that is interrupted or fails, retries and all, is in the store once."""
+    model = Interrupted(model="gpt-4o", api_key="none") if how == "interrupted" else serving.bare()  # type: ignore[arg-type]
+    played, serving.upstream.answer = serving.upstream.answer, lambda _: Answer("no", status=500)
+    agent = agent_of(serving, [ModelRetryMiddleware(max_retries=2, initial_delay=0, on_failure="error")], model=model)
+    kind: Any = KeyboardInterrupt if how == "interrupted" else InternalServerError
+    with pytest.raises(kind):
+        list(agent.stream(say(), THREAD, stream_mode="messages")) if streamed else agent.invoke(say(), THREAD)
+    assert [turn.message["content"] for turn in serving.store.turns("t")] == ["Be careful.", STORY]
+    serving.upstream.answer = played
+    agent_of(serving).invoke(say(), THREAD)
+
+    assert roles(serving) == ["system", *TURN]
 
 
 def test_summarization(serving: Serving) -> None:

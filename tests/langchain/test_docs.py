@@ -27,7 +27,7 @@ def test_the_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             exec(compile(snippet, "docs/langchain.md", "exec"), names)
     names["krunch"].close()
 
-    assert len(snippets) == 5
+    assert len(snippets) == 6
     assert names["state"]["messages"][-1].text == "Ann was."
 
 

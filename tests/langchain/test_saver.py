@@ -24,7 +24,7 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.types import Command, interrupt
 
 from krunch_plugins import ConversationStore
-from krunch_plugins.errors import StoreError
+from krunch_plugins.errors import FrameDamaged, RecordsLost, SessionsDamaged, StoreError
 
 channels: Any = importlib.import_module("langgraph.channels")
 DeltaChannel = getattr(channels, "DeltaChannel", None)
@@ -452,3 +452,47 @@ def test_a_lost_record_is_said(tmp_path: Path, *, pruned: bool) -> None:
         saver.put(thread(), empty_checkpoint(), {}, {})
 
         assert saver.get_tuple(thread()) is not None
+
+
+@pytest.mark.parametrize("how", ["damaged", "lost", "unknown"])
+async def test_one_damaged_thread_stops_no_other(tmp_path: Path, how: str) -> None:
+    """What is done to all threads is done to all that can be read; then an error names those that could not."""
+    with ConversationStore(tmp_path, upkeep_seconds=0) as opened:
+        saver = KrunchSaver(opened)
+        for name in ("a", "b", "c"):
+            config = thread(name)
+            for step, run in enumerate(("x", "y")):
+                config = saver.put(config, empty_checkpoint(), {"step": step, "run_id": run}, {})
+        if how == "unknown":
+            opened.append("b", [{"role": "checkpoint", "data": "of a newer version"}], tenant=TENANT)
+        else:
+            key = opened.info("b", TENANT).key  # type: ignore[union-attr]
+            with closing(sqlite3.connect(tmp_path / "cache.db")) as database, database:
+                database.execute("update Cache set value = x'00' where key = ?", (f"l/{key}/1",))
+            opened._tiers.reset()
+            if how == "lost":
+                opened.check(repair=True)
+        saver = KrunchSaver(opened)
+
+        def given(found: Iterator[CheckpointTuple]) -> list[str]:
+            names: list[str] = []
+            with pytest.raises(SessionsDamaged, match="not among those") as raised:
+                names.extend(f"{one.config['configurable']['thread_id']}{one.metadata.get('step')}" for one in found)
+            assert raised.value.sessions == ("b",)
+            return names
+
+        assert given(saver.list(None)) == ["c1", "c0", "a1", "a0"]
+        assert given(saver.list(None, limit=1)) == ["c1"]
+        assert given(saver.list(None, filter={"run_id": "x"})) == ["c0", "a0"]
+        with pytest.raises(SessionsDamaged):
+            [one async for one in saver.alist(None)]
+        kind: Any = {"damaged": FrameDamaged, "lost": RecordsLost, "unknown": ValueError}[how]
+        with pytest.raises(kind):
+            list(saver.list(thread("b")))
+        for delete in (lambda: saver.delete_for_runs(["x"]), lambda: asyncio.run(saver.adelete_for_runs(["x"]))):
+            with pytest.raises(SessionsDamaged, match="still there") as raised:
+                await asyncio.to_thread(delete)
+            assert raised.value.sessions == ("b",)
+        assert given(saver.list(None)) == ["c1", "a1"]
+        saver.delete_thread("b")
+        assert len(list(saver.list(None))) == 2

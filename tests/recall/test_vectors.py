@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from krunch_plugins import BackgroundIndex
 from krunch_plugins.errors import WrongDimension
 from krunch_plugins.recall.vectors import AdaptiveIndex, ExactIndex
 
@@ -42,10 +43,16 @@ def switching(dimension: int = DIMENSION) -> AdaptiveIndex:
     return AdaptiveIndex(dimension, exact_up_to=12)
 
 
+def background(dimension: int = DIMENSION) -> BackgroundIndex:
+    """An index that a thread makes a graph early."""
+    return BackgroundIndex(dimension, exact_up_to=12)
+
+
 KINDS = [
     pytest.param(ExactIndex, id="exact"),
     pytest.param(graph, id="graph", marks=needs_hnswlib),
     pytest.param(switching, id="adaptive", marks=needs_hnswlib),
+    pytest.param(background, id="background", marks=needs_hnswlib),
 ]
 
 

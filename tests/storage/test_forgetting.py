@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -345,6 +347,32 @@ def test_trimming_everything(open_store: Open, tmp_path: Path) -> None:
     assert [turn.message["content"] for turn in store.turns("s")] == ["next"]
     assert store.trim("nobody", 5) == 0
     assert SECRET.encode() not in _everything(tmp_path)
+
+
+@pytest.mark.parametrize("packed", [0, 3])
+@pytest.mark.parametrize("start", [5, 6])
+def test_trimming_where_the_end_is_lost(open_store: Open, tmp_path: Path, packed: int, start: int) -> None:
+    """Trimming removes everything also where the newest turns were lost to damage, and the session goes on."""
+    store = open_store(upkeep_seconds=0)
+    for number in range(6):
+        store.append("s", says(f"{SECRET} {number}"))
+        if number + 1 == packed:
+            store.evict("s")
+    with closing(sqlite3.connect(tmp_path / "store" / "cache.db")) as database, database:
+        rows = database.execute("select key from Cache where key like 'l/%' order by rowid desc limit 2").fetchall()
+        database.executemany("update Cache set value = x'00' where key = ?", rows)
+    store.close()
+    store = open_store(upkeep_seconds=0)
+    store.check(repair=True)
+    info = store.info("s")
+    assert info is not None
+    assert info.missing == ((4, 6),)
+    removed = store.trim("s", start)
+    assert store.append("s", says("next")) == range(6, 7)
+
+    assert removed == start
+    assert [(turn.number, turn.message["content"]) for turn in store.turns("s")] == [(6, "next")]
+    assert store.check().ok
 
 
 def test_retention_is_for_conversations(open_store: Open) -> None:
