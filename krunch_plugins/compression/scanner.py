@@ -187,7 +187,7 @@ class _Look:
             copy = where.copy
             if copy is None:
                 start = self.position
-                if where.block and not where.line and not self._bare:
+                if where.block and where.before == "\n" and not self._bare:  # as written: a row may mean a line's end
                     template, remaining = where.block
                     copy = where.copy = _Copy(self._rows(template, remaining), 0)
             place = start + copy.end if copy else start
