@@ -273,7 +273,10 @@ def test_a_template_whose_own_words_look_like_a_mark_is_read_to_the_end_of_its_l
 
 def test_rows_of_records_that_end_with_a_blank_line_are_all_expanded() -> None:
     """What a row stands for may end with a line's end; the next row begins behind the end of its own line."""
-    record = "々 人々 ¤{{jsonsa}}¤1(1 2): src/app/main.py,\n¤1|2|3\n: ა¤ ./src/app/\n(src/app/main.py, ½ {}+3 пример\nsrc {}+, of time\n"
+    record = (
+        "々 人々 ¤{{jsonsa}}¤1(1 2): src/app/main.py,\n¤1|2|3\n: ა¤ ./src/app/\n"
+        "(src/app/main.py, ½ {}+3 пример\nsrc {}+, of time\n"
+    )
     values = (("2e", "6e"), ("6e", "6e"), ("2e", "2e"))
     text = "\n".join(record.format(*pair) for pair in values)
     with Krunch(Settings(min_tokens=1, cache_floor="nothing")) as krunch:
