@@ -30,6 +30,9 @@ SURE = 16
 
 LINES_TO = "lines to "
 
+LARGEST = 999_999_999
+"""Larger numbers are none of lines."""
+
 _MARK = re.compile(rf"{MARK}\{{{LINES_TO}([1-9][0-9]{{0,8}})\}}")
 _HEAD = re.compile(r"( *)(0|[1-9][0-9]{0,8})( ?[|│]|[:\t→])")
 _HEAD_BEGUN = re.compile(r" {0,12}[0-9]{0,9} ?\Z")
@@ -133,6 +136,8 @@ def _runs(lines: list[str], start: int, stop: int) -> Iterator[tuple[int, int, i
         at += 1
         while at < stop and lines[at].startswith(prefix := numbering.prefix(number + at - begin)):
             if lines[at].startswith(prefix, len(prefix)):  # without its number it would look as if it had kept it
+                break
+            if number + at - begin > LARGEST:
                 break
             at += 1
         if at - begin >= MIN_LINES:
