@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from krunch_plugins.compression import folds, legend, repeats, templates
+from krunch_plugins.compression import folds, legend, line_numbers, repeats, templates
 from krunch_plugins.compression.dictionary import Dictionary, View
 from krunch_plugins.compression.segments import numbered
 from krunch_plugins.compression.shapes import Shape
@@ -30,7 +30,7 @@ def read(sent: str, dictionary: Dictionary, known: int) -> tuple[list[Segment], 
         definition = view.get(numbered(number))
         return definition if isinstance(definition, Template) else None
 
-    segments = templates.fill(legend.split(sent, view), template)
+    segments = templates.fill(line_numbers.give_back(legend.split(sent, view)), template)
     segments, shapes = folds.unfold(segments, dictionary.shapes)
     for shape in shapes:
         view.add(Shape(*shape))

@@ -13,7 +13,7 @@ from itertools import chain
 from string import digits
 from typing import TYPE_CHECKING, NamedTuple
 
-from krunch_plugins.compression import folds, legend, repeats, templates
+from krunch_plugins.compression import folds, legend, line_numbers, repeats, templates
 from krunch_plugins.compression.decoder import read
 from krunch_plugins.compression.dictionary import State, View
 from krunch_plugins.compression.efficiency import Evidence
@@ -191,11 +191,12 @@ class Encoder:
         count = self.tokenizer.count
         book = state.dictionary.templates
         numbers = state.numbers()
+        share = sum(map(text.count, digits)) / max(len(text), 1)
+        listed = line_numbers.drop(segments, count) if share >= FEW_DIGITS else segments
         folded, found = folds.fold(
-            segments, state.dictionary.shapes, numbers if defines else None, count, ditto=self.brief
+            listed, state.dictionary.shapes, numbers if defines else None, count, ditto=self.brief
         )
         added: list[Definition] = [Shape(*shape) for shape in found]
-        share = sum(map(text.count, digits)) / max(len(text), 1)
         rows, forms = folded, list[Template]()
         if (share >= FEW_DIGITS and defines) or len(book):
             rows, forms = templates.extract(folded, book, numbers if defines else None, count)

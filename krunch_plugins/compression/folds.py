@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from krunch_plugins.compression.json_styles import DEFAULT, STYLES, Found, NotFoldableError, find_json, serialize
 from krunch_plugins.compression.notation import Writer, read, resolve
-from krunch_plugins.compression.segments import MARK, Mark, Segment, merge, numbered
+from krunch_plugins.compression.segments import MARK, Listing, Mark, Segment, merge, numbered
 from krunch_plugins.compression.shapes import Place, ShapeBook, define, form_of, place_of
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def fold(
     out: list[Segment] = []
     folder = _Folder(shapes, numbers, count, Writer(ditto=ditto))
     for segment in segments:
-        if isinstance(segment, Mark):
+        if isinstance(segment, Mark | Listing):
             out.append(segment)
         else:
             out += folder.fold(segment)

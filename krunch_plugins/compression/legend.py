@@ -7,6 +7,7 @@ with one sentence that says so. The other marks are:
     ¤[...]       a reference to lines that stood before (see `repeats`)
     ¤12{ ¤12[    a JSON value that defines a shape; ¤12( and so on is a value of this shape (see `folds`)
     ¤{json2}     the style of the JSON value behind it
+    ¤{lines to 9}  the numbers up to this one, of the lines behind it, are left out (see `line_numbers`)
     ¤12| ¤12*    rows of a template, which a line `¤12|...` in front of a text has defined (see `templates`)
 
 Literals that would be read as marks are escaped by one mark more: in front of a number that is defined or has an
@@ -22,6 +23,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from krunch_plugins.compression.line_numbers import LINES_TO
 from krunch_plugins.compression.phrases import Phrase
 from krunch_plugins.compression.segments import LETTERS, MARK, Mark, Segment, merge, numbered, opening
 from krunch_plugins.compression.shapes import Shape
@@ -46,7 +48,7 @@ _NEXT = re.compile(rf"{MARK}|[{LETTERS}]+")
 _LETTER = re.compile(rf"[{LETTERS}]")
 # Quotes hold no marks.
 _REFERENCE = re.compile(rf"{MARK}\[[^\n{MARK}]*\](?=[\n{MARK}]|\Z)")
-_STYLE = re.compile(rf"{MARK}\{{[a-z0-9]+\}}")
+_STYLE = re.compile(rf"{MARK}\{{(?:[a-z0-9]+|{LINES_TO}[1-9][0-9]*)\}}")
 _TEMPLATE = re.compile(rf"{MARK}([1-9][0-9]*)([{SEPARATORS}])([^\n]*\{{\}}[^\n]*)\n")
 _NUMBER = re.compile(rf"(?:{MARK}|\\+u00[aA]4)([0-9]+)")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from krunch_plugins.compression import legend
 from krunch_plugins.compression.decoder import Reader
 from krunch_plugins.compression.dictionary import Dictionary, SymbolTable, View
+from krunch_plugins.compression.line_numbers import LINES_TO
 from krunch_plugins.compression.phrases import Phrase
 from krunch_plugins.compression.segments import LETTERS, MARK, Mark
 from krunch_plugins.compression.templates import SLOT, Template
@@ -31,7 +32,9 @@ _DIGITS = 9
 """Of the longest number that is ever defined."""
 
 _REFERENCE = re.compile(rf"{MARK}\[[^\n{MARK}]*\]")
-_PIECE = re.compile(rf"(?<!{MARK}){MARK}{{2,}}(?:[0-9]+[={{\[]|[{LETTERS}]=|[{{\[])|{MARK}\{{[a-z0-9]+\}}")
+_CURLY = rf"{MARK}\{{(?:[a-z0-9]+|{LINES_TO}[1-9][0-9]*)\}}"
+_PIECE = re.compile(rf"(?<!{MARK}){MARK}{{2,}}(?:[0-9]+[={{\[]|[{LETTERS}]=|[{{\[])|{_CURLY}")
+_LISTING = re.compile(rf"{MARK}\{{{LINES_TO}[1-9][0-9]*\}}")
 _QUOTED = re.compile(rf"(?<!\A)(?<!\.\n)({'|'.join(map(re.escape, legend.INSTRUCTIONS.values()))})")
 _HEADER = re.compile(r"\*([1-9][0-9]{0,8})\n")
 
@@ -159,8 +162,13 @@ class Meanings:
         return self._read.rows.get(number, {})
 
     def writes(self, piece: str) -> bool:
-        """Whether the request has this escaped literal, or this mark of a style."""
+        """Whether the request has this escaped literal, or this mark with curly brackets."""
         return piece in self._read.pieces
+
+    @property
+    def numbered_lines(self) -> Container[str]:
+        """The lines of texts in which numbers of lines were left out, as they were."""
+        return self._read.numbered_lines
 
     def begins_literal(self, piece: str) -> bool:
         """Whether an escaped literal of the request begins so and goes on."""
@@ -184,7 +192,8 @@ class _Request(NamedTuple):
         references: each reference, its spaces made even: wherever it stands, what it means and what is above it.
         keys: the references in alphabetical order.
         rows: by template, each row and the values that it stands for.
-        pieces: the escaped literals that begin with a mark and have something behind it, and the marks of styles.
+        pieces: the escaped literals that begin with a mark and have something behind it, and those with curly brackets.
+        numbered_lines: the lines of texts in which numbers of lines were left out, as they were.
         quoted: the instructions that stand where they explain nothing.
     """
 
@@ -192,6 +201,7 @@ class _Request(NamedTuple):
     keys: Sequence[str]
     rows: Mapping[int, Mapping[str, Sequence[Values]]]
     pieces: Collection[str]
+    numbered_lines: Container[str]
     quoted: Container[str]
 
     @classmethod
@@ -200,6 +210,7 @@ class _Request(NamedTuple):
         references: dict[str, set[tuple[str, str]]] = {}
         rows: dict[int, dict[str, list[Values]]] = {}
         pieces: set[str] = set()
+        numbered_lines: set[str] = set()
         quoted: set[str] = set()
         reader = Reader()
         for text in (text for message in messages for text in legend.texts(message)):
@@ -217,7 +228,9 @@ class _Request(NamedTuple):
                 if isinstance(segment, Mark) and _REFERENCE.fullmatch(segment):
                     references.setdefault(_plain(segment), set()).add((meaning, lines.line_above))
                 lines.add(meaning)
-        return cls(references, sorted(references), rows, pieces, quoted)
+            if _LISTING.search(text):
+                numbered_lines.update("".join(meaning for _, meaning in segments).split("\n"))
+        return cls(references, sorted(references), rows, pieces, numbered_lines, quoted)
 
 
 def _plain(reference: str) -> str:

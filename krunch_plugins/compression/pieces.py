@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from krunch_plugins.compression import legend
 from krunch_plugins.compression.json_styles import STYLES
+from krunch_plugins.compression.line_numbers import LINES_TO
 from krunch_plugins.compression.phrases import Phrase
 from krunch_plugins.compression.segments import LETTERS, MARK
 from krunch_plugins.compression.shapes import Shape
@@ -21,8 +22,8 @@ _MARKS = re.compile(f"{MARK}+")
 SPECIAL = re.compile(rf"{MARK}+|[{LETTERS}]+")
 _NUMBER = re.compile("[0-9]+")  # not \d, which takes the digits of every script
 _LETTERS = re.compile(f"[{LETTERS}]+")
-_STYLE = re.compile(r"\{([a-z0-9]+)\}")
-_STYLE_BEGUN = re.compile(r"\{[a-z0-9]{0,12}\Z")
+_STYLE = re.compile(rf"\{{([a-z0-9]+|{LINES_TO}[1-9][0-9]{{0,8}})\}}")
+_STYLE_BEGUN = re.compile(r"\{[a-z0-9 ]{0,20}\Z")
 
 _LONGEST_REFERENCE = 256
 """Characters. The encoder's are under 100; a model may have written more spaces."""
@@ -36,7 +37,7 @@ class Piece(NamedTuple):
         text: what it stands for.
         plain: that is how it is written.
         escape: it is an escaped literal; all but its first mark stays.
-        opens: the definition, or the name of a style, whose mark it is: more belongs to it.
+        opens: the definition, or what is said in curly brackets, whose mark it is: more belongs to it.
         mark: it is a mark of its own, a reference.
     """
 
@@ -180,12 +181,13 @@ class PieceReader:
         return Piece(end, lines, plain=False, mark=True)
 
     def _style(self, at: int) -> Piece | None:
-        """The style of a value. Behind it the value may be of a shape, or stand for itself if the request has such."""
+        """A style of a value, or a run of lines, if the request has such: the value or the lines stand behind it."""
         style = _STYLE.match(self._text, at + 1)
         if style is None:
             begun = not self._final and _STYLE_BEGUN.match(self._text, at + 1)
             return None if begun else self._plain(at, at + 2)
-        opens = style[1] if style[1] in STYLES and self._meanings.writes(MARK + style[0]) else None
+        known = style[1] in STYLES or style[1].startswith(LINES_TO)
+        opens = style[1] if known and self._meanings.writes(MARK + style[0]) else None
         return Piece(style.end(), self._text[at : style.end()], opens=opens)
 
     def _instruction(self, at: int, *, begun: bool) -> Piece | None:

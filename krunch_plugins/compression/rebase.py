@@ -15,7 +15,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
-from krunch_plugins.compression import folds, legend, repeats, templates
+from krunch_plugins.compression import folds, legend, line_numbers, repeats, templates
 from krunch_plugins.compression.decoder import restore
 from krunch_plugins.compression.dictionary import State, View
 from krunch_plugins.compression.encoder import EncodedMessage, EncodedText, next_request, report_of
@@ -198,6 +198,7 @@ def _prepare(text: str, message: Message, state: State, numbers: Iterator[int], 
         dictionary.lines.add_text(text)
         return _Text(text, tokens, None, [])
     segments = repeats.refer(text, dictionary.lines, count, brief=encoder.brief)
+    segments = line_numbers.drop(segments, count)
     segments, shapes = folds.fold(segments, dictionary.shapes, numbers, count)
     segments, forms = templates.extract(segments, dictionary.templates, numbers, count)
     added: list[Definition] = [*(Shape(*shape) for shape in shapes), *forms]

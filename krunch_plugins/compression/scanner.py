@@ -10,6 +10,8 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from krunch_plugins.compression.copied import FoldedValue, Outcome, Rows
+from krunch_plugins.compression.copied_listing import CopiedListing
+from krunch_plugins.compression.line_numbers import LINES_TO
 from krunch_plugins.compression.meanings import LINE, Lines
 from krunch_plugins.compression.pieces import SPECIAL, Piece, PieceReader
 from krunch_plugins.compression.segments import MARK
@@ -51,6 +53,9 @@ class Scan(NamedTuple):
     quote: bool = False
 
 
+_Reader = FoldedValue | Rows | CopiedListing
+
+
 class Where(Lines):
     """What a scanner remembers of a text between one look and the next. Belongs to one text.
 
@@ -58,7 +63,7 @@ class Where(Lines):
         before: the character in front, as it was written; "" behind what was expanded.
         marks: how many marks stand right in front, as they were written.
         above: by template, the values of the last row.
-        block: the template whose rows may go on at the next line, and how many of them.
+        block: what may go on at the next line: rows of a template, and how many, or lines of a run.
         copy: what is being read; None: nothing.
     """
 
@@ -69,7 +74,7 @@ class Where(Lines):
         self.before = ""
         self.marks = 0
         self.above: dict[int, Values] = {}
-        self.block: tuple[Template, int] | None = None
+        self.block: tuple[Template, int] | CopiedListing | None = None
         self.copy: _Copy | None = None
 
     def again(self) -> Where:
@@ -100,7 +105,7 @@ class _Copy:
 
     __slots__ = ("end", "fed", "pieces", "reader", "skip", "where")
 
-    def __init__(self, reader: FoldedValue | Rows, skip: int) -> None:
+    def __init__(self, reader: _Reader, skip: int) -> None:
         self.reader, self.skip = reader, skip
         self.where = Where()
         self.end = skip
@@ -188,8 +193,7 @@ class _Look:
             if copy is None:
                 start = self.position
                 if where.block and where.before == "\n" and not self._bare:  # as written: a row may mean a line's end
-                    template, remaining = where.block
-                    copy = where.copy = _Copy(self._rows(template, remaining), 0)
+                    copy = where.copy = _Copy(self._going_on(where.block), 0)
             place = start + copy.end if copy else start
             piece = self._piece(place)
             if piece is not None and not self.quote:
@@ -259,13 +263,20 @@ class _Look:
             self.expanded += piece.text != ""
             where.stood(piece.text)
 
-    def _copy(self, opens: Definition | str) -> FoldedValue | Rows | None:
+    def _copy(self, opens: Definition | str) -> _Reader | None:
         """What reads on behind a mark."""
+        if isinstance(opens, str) and opens.startswith(LINES_TO):
+            last = int(opens.removeprefix(LINES_TO))
+            return None if self._bare else CopiedListing(self._meanings.numbered_lines, last)
         if isinstance(opens, str):
             return FoldedValue(opens, None)
         if isinstance(opens, Shape):
             return FoldedValue(None, opens)
         return self._rows(opens) if isinstance(opens, Template) and not self._bare else None
+
+    def _going_on(self, block: tuple[Template, int] | CopiedListing) -> _Reader:
+        """What reads the next line of a block."""
+        return block.going_on() if isinstance(block, CopiedListing) else self._rows(*block)
 
     def _rows(self, template: Template, remaining: int = 0) -> Rows:
         above = self._where.above.get(template.number)
@@ -291,3 +302,5 @@ class _Look:
             if reader.above is not None:
                 where.above[reader.template.number] = reader.above
             where.block = (reader.template, outcome.remaining) if outcome.remaining else None
+        elif isinstance(reader, CopiedListing):
+            where.block = reader if outcome.remaining else None

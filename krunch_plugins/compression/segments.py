@@ -27,8 +27,14 @@ class Symbol(str):
     __slots__ = ()
 
 
+class Listing(str):
+    """Literal text that only the last stage, phrases, may take apart."""
+
+    __slots__ = ()
+
+
 Segment = str | Mark
-"""Literal text (a plain `str`, never escaped) or a `Mark`."""
+"""Literal text (a plain `str` or a `Listing`, never escaped) or a `Mark`."""
 
 
 _SCRIPTS = (
@@ -65,11 +71,11 @@ CLOSE = MARK
 
 
 def merge(segments: Iterable[Segment]) -> list[Segment]:
-    """The same with empty literals dropped and neighbouring literals joined."""
+    """The same with empty literals dropped and neighbouring literals joined, but for listings."""
     out: list[Segment] = []
     literal: list[str] = []
     for segment in segments:
-        if isinstance(segment, Mark):
+        if isinstance(segment, Mark | Listing):
             if literal:
                 out.append("".join(literal))
                 literal = []

@@ -26,7 +26,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from krunch_plugins.compression.segments import Mark, Segment, merge, numbered
+from krunch_plugins.compression.segments import Listing, Mark, Segment, merge, numbered
 from krunch_plugins.compression.template_lines import Line, bare, match, words
 from krunch_plugins.compression.template_mining import mine, mine_record
 from krunch_plugins.compression.template_records import records
@@ -179,7 +179,7 @@ def extract(
     fresh = TemplateBook()
     segments = merge(segments)
     for index, segment in enumerate(segments):
-        if isinstance(segment, Mark) or (not len(book) and segment.count("\n") < MIN_LINES - 1):
+        if isinstance(segment, Mark | Listing) or (not len(book) and segment.count("\n") < MIN_LINES - 1):
             out.append(segment)
             continue
         lines = segment.split("\n")

@@ -174,7 +174,7 @@ def text(rng: random.Random, phrases: Sequence[str], earlier: Sequence[str]) -> 
     if kind == 1:
         return _records(rng)
     if kind == 2:
-        return _lines(rng)
+        return _lines(rng) if rng.randrange(3) else _listing(rng, phrases, earlier)
     if kind <= 4 and earlier:
         return _mixed(rng, earlier)
     pieces: list[str] = []
@@ -341,6 +341,21 @@ def _lines(rng: random.Random) -> str:
         lines.append(line)
     end = rng.choice(("\n", "\n", "\n", "\r\n", "\u2028", "\n\n"))
     return end.join(lines) + rng.choice(("", end, " "))
+
+
+def _listing(rng: random.Random, phrases: Sequence[str], earlier: Sequence[str]) -> str:
+    """Lines with numbers in front that count up, as tools print files; sometimes with a gap, or numbered twice."""
+    source = "\n".join(
+        rng.choice((*phrases, *earlier, *WORDS, "", "\t}", "12\t}")) for _ in range(rng.randrange(5, 30))
+    )
+    separator = rng.choice(("\t", "\t", ":", "→", "|", " | ", "│", ": ", "."))
+    width = rng.choice((0, 0, 3, 6))
+    number = rng.choice((0, 1, 1, 7, 95, 996, 999_999_990))
+    lines = []
+    for line in source[:3000].split("\n"):
+        lines.append(f"{number:>{width}}{separator}{line}" if width else f"{number}{separator}{line}")
+        number += 1 if rng.randrange(30) else rng.choice((0, 2, -number))
+    return rng.choice(("", "\n", "Result:\n", "x")) + "\n".join(lines) + rng.choice(("", "\n", "\n\nDone."))
 
 
 def _part(rng: random.Random, phrases: Sequence[str], earlier: Sequence[str]) -> Any:

@@ -63,7 +63,7 @@ def test_they_use_what_is_defined(profile: str) -> None:
 
 def test_the_same_messages_with_and_without_are_told_apart() -> None:
     """What was sent for a message that may define is not taken for one that may not, nor the other way round."""
-    messages = [{"role": "user", "content": story(LINE)}]
+    messages = [{"role": "user", "content": "Read this. " + " ".join([LINE] * 6)}]
     with Krunch(Settings(min_tokens=0)) as krunch:
         free = krunch.prepare(messages, model="gpt-4o").messages
         quiet = krunch.prepare(messages, model="gpt-4o", no_definitions=frozenset({0})).messages
