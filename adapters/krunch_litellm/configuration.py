@@ -65,6 +65,8 @@ class Configuration:
         self._fixed = krunch is not None
         self._main = krunch or Krunch(settings)
         self._krunches: dict[Settings, Krunch] = {settings: self._main}
+        self._chosen: dict[tuple[tuple[str, str | None], ...], Krunch] = {}
+        """Who serves what the table says something of, by where it says it."""
 
     @property
     def main(self) -> Krunch:
@@ -88,14 +90,18 @@ class Configuration:
             ("teams", (key.team_alias, key.team_id)),
             ("keys", (key.key_alias, key.api_key)),
         )
-        found = [self._scopes[scope][name] for scope, them in names for name in them if name in self._scopes[scope]]
+        found = tuple((scope, name) for scope, them in names for name in them if name in self._scopes[scope])
         if self._fixed or not found:
             return self._main
-        settings = _settings(_merged(self._general, *found), _SOURCE)
         with self._lock:
-            if settings not in self._krunches:
-                self._krunches[settings] = self._main.with_settings(settings)
-            return self._krunches[settings]
+            known = self._chosen.get(found)
+            if known is None:
+                tables = [self._scopes[scope][name] for scope, name in found]
+                settings = _settings(_merged(self._general, *tables), _SOURCE)
+                if settings not in self._krunches:
+                    self._krunches[settings] = self._main.with_settings(settings)
+                known = self._chosen[found] = self._krunches[settings]
+            return known
 
     def close(self) -> None:
         """Close all of them, and the store."""
