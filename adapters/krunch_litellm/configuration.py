@@ -97,11 +97,21 @@ class Configuration:
             known = self._chosen.get(found)
             if known is None:
                 tables = [self._scopes[scope][name] for scope, name in found]
-                settings = _settings(_merged(self._general, *tables), _SOURCE)
-                if settings not in self._krunches:
-                    self._krunches[settings] = self._main.with_settings(settings)
-                known = self._chosen[found] = self._krunches[settings]
+                known = self._chosen[found] = self._serving(_settings(_merged(self._general, *tables), _SOURCE))
             return known
+
+    def without_compression(self, krunch: Krunch) -> Krunch:
+        """One like `krunch` that sends requests as they come; they are counted and recorded all the same."""
+        if krunch.settings.mode != "on":
+            return krunch
+        with self._lock:
+            return self._serving(krunch.settings.model_copy(update={"mode": "off"}))
+
+    def _serving(self, settings: Settings) -> Krunch:
+        """Who serves requests with these settings; the lock is held."""
+        if settings not in self._krunches:
+            self._krunches[settings] = self._main.with_settings(settings)
+        return self._krunches[settings]
 
     def close(self) -> None:
         """Close all of them, and the store."""
