@@ -27,12 +27,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from krunch_plugins.recall import embedders
+from krunch_plugins.recall.catalogue import Catalogue
 from krunch_plugins.recall.embedders import HashingEmbedder, words
 from krunch_plugins.recall.embedding_pages import rounded
 from krunch_plugins.recall.hnsw import HnswIndex
 from krunch_plugins.recall.sketches import SAMPLE, Projection
 from krunch_plugins.recall.texts import text_of
 from krunch_plugins.recall.vectors import AdaptiveIndex, ExactIndex, unit
+from krunch_plugins.turns import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -138,6 +140,12 @@ def memory(count: int, dimension: int) -> None:
         made += np.random.default_rng(start).standard_normal(made.shape, dtype=np.float32) / dimension**0.5
         index.add(np.arange(start, start + 1024), made)
     print(f"{len(index):,} vectors of {dimension}: {(resident() - empty) / len(index):,.0f} B each as it grew,")
+    catalogue = Catalogue()
+    for number in range(count):
+        turn = Turn(number // 1000, {"role": "user"}, float(number))
+        catalogue.add(f"key {number % 1000}", f"session {number % 1000}", turn, number << 32)
+    print(f"{(resident() - empty) / len(index):,.0f} B each with whose they are, in 1,000 sessions,")
+    del catalogue
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "graph.hnsw")
         noted = index.save(path)

@@ -73,6 +73,7 @@ class EfficiencySettings(BaseModel):
     force_compression: bool = Field(default=False, description="Buy new entries whatever they save.")
 
 
+Lifetime = Annotated[float, Field(ge=0, le=100 * 366 * 86_400)]
 Weight = Annotated[float, Field(ge=0)]
 WEIGHTS: dict[str, Weight] = {"words": 1.0, "vectors": 0.05, "topics": 0.1}
 """What Krunch's own search plugins count in the fusion; see docs/recall.md for how they were chosen."""
@@ -186,7 +187,7 @@ class Settings(BaseModel):
         {},
         description='Tokens that a prefix must have to be cached, by model ("*" for anything); 0 for no minimum.',
     )
-    cache_lifetimes: dict[str, float] = Field(
+    cache_lifetimes: dict[str, Lifetime] = Field(
         {},
         description='Seconds until the provider forgets a prefix that nobody asks for, by model ("*" for anything).',
     )
@@ -335,7 +336,7 @@ _WORDS: dict[Any, str] = {
     EfficiencySettings: "a table of settings",
     RecallSettings: "a table of settings",
     dict[str, int]: "a table of whole numbers by model (in a variable: as JSON)",
-    dict[str, float]: "a table of numbers by model (in a variable: as JSON)",
+    dict[str, Lifetime]: "a table of seconds by model, from 0 to a century (in a variable: as JSON)",
     dict[str, Weight]: "a table of numbers from 0 by plugin (in a variable: as JSON)",
     dict[str, ModelPrice]: "a table of prices by model, each with input, output, cache_read and cache_write from 0 "
     "(in a variable: as JSON)",

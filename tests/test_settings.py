@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from krunch_plugins import Krunch, Settings
@@ -57,6 +57,15 @@ def test_what_is_wrong_with_recall_is_said(inner: str, value: Any, item: Any, al
 
     assert (caught.value.key, caught.value.value) == (f"recall.{inner}", item)
     assert caught.value.allowed.startswith(allowed)
+
+
+@pytest.mark.parametrize("seconds", [-1, float("inf"), float("nan"), 2**53 + 1, "60", True])
+def test_a_lifetime_is_from_nothing_to_a_century(seconds: Any) -> None:
+    """A cache that forgets before it is filled would be rebased at each request; larger numbers would be rounded."""
+    with pytest.raises(SettingsError, match="a table of seconds by model, from 0 to a century") as caught:
+        Settings(cache_lifetimes={"*": seconds})
+
+    assert caught.value.key == "cache_lifetimes"
 
 
 def test_a_wrong_item_of_a_list_is_named() -> None:
@@ -203,6 +212,7 @@ junk = st.recursive(
 )
 
 
+@example("cache_lifetimes", {"": 2**53 + 1})
 @given(st.sampled_from([*sorted(Settings.model_fields), "bogus"]), junk)
 def test_nothing_but_a_settings_error_ever_comes_out(key: str, value: Any) -> None:
     """Whatever is given, the result is settings that hold it, or a SettingsError that names the key."""

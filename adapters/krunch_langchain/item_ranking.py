@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 _WIDE = 4
 """How many times more hits are asked for than there are items, because versions that were replaced are found as well;
 and how many times more when that was not enough."""
+_LEAST = 50
+"""Hits that are asked for at first where there are many items; more only if they are not enough. Each is read."""
 _MOST = 1000
-"""Hits that are asked for at first, at most."""
+"""Items up to which all of them are ranked."""
 
 
 def by_search(
@@ -25,8 +27,9 @@ def by_search(
     """What Krunch's search says about some items, whatever else it finds; the best first.
 
     A search cannot be narrowed to the items that a prefix and a filter leave, so more and more hits are asked for until
-    all items are among them or there are no more hits. That would take long where very much is stored: from a thousand
-    hits on, as many items as are wanted are enough, and those that are not found are less relevant than all that are.
+    all items are among them or there are no more hits. That would take long where very much is stored: with more than a
+    thousand items, or hits, as many items as are wanted are enough. Those that are not found are less relevant than all
+    that are.
 
     Args:
         krunch: who searches.
@@ -40,11 +43,13 @@ def by_search(
         return []
     names = {selection.namespaces.session_of(name): name for name in selection.names}
     session = next(iter(names)) if len(names) == 1 else None
-    k = _MOST if items is None else min(_WIDE * items + 10, _MOST)
+    k = _LEAST if items is None else min(_WIDE * items + 10, _MOST)
+    while items is None and k < _WIDE * wanted + 10:
+        k *= _WIDE
     while True:
         hits = krunch.search(query, session=session, tenant=tenant, k=k)
         found = _items(selection, [(names[hit.session], hit) for hit in hits if hit.session in names])
-        if len(found) == items or len(hits) < k or (k >= _MOST and len(found) >= wanted):
+        if len(found) == items or len(hits) < k or (len(found) >= wanted and (items is None or k >= _MOST)):
             return found
         k *= _WIDE
 

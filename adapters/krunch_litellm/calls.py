@@ -54,8 +54,9 @@ def serve(function: Callable[..., Any], krunch: Krunch, args: tuple[Any, ...], k
         request = ChatRequest.read(named(function, args, kwargs), inside=serving.get())
         if request is not None:
             exchange = krunch.prepare(request.messages, **request.facts)
-            sent = request.to_send(exchange, _OUTSIDE)
-            args, kwargs = request.replaced(args, kwargs, sent, krunch, "wire")
+            made = request.to_send(exchange, _OUTSIDE)
+            args, kwargs = request.replaced(args, kwargs, made, krunch, "wire")
+            sent = made  # only what is really sent tells what the reply means
     with _serving(sent):
         result = function(*args, **kwargs)
     if sent is not None:
@@ -77,8 +78,9 @@ async def aserve(
         request = ChatRequest.read(named(function, args, kwargs), inside=serving.get())
         if request is not None:
             exchange = await krunch.aprepare(request.messages, **request.facts)
-            sent = request.to_send(exchange, _OUTSIDE)
-            args, kwargs = request.replaced(args, kwargs, sent, krunch, "wire")
+            made = request.to_send(exchange, _OUTSIDE)
+            args, kwargs = request.replaced(args, kwargs, made, krunch, "wire")
+            sent = made  # only what is really sent tells what the reply means
     with _serving(sent):
         result = await function(*args, **kwargs)
     if sent is not None:

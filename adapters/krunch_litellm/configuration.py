@@ -65,6 +65,8 @@ class Configuration:
         self._fixed = krunch is not None
         self._main = krunch or Krunch(settings)
         self._krunches: dict[Settings, Krunch] = {settings: self._main}
+        self._chosen: dict[tuple[tuple[str, str | None], ...], Krunch] = {}
+        """Who serves what the table says something of, by where it says it."""
 
     @property
     def main(self) -> Krunch:
@@ -88,14 +90,28 @@ class Configuration:
             ("teams", (key.team_alias, key.team_id)),
             ("keys", (key.key_alias, key.api_key)),
         )
-        found = [self._scopes[scope][name] for scope, them in names for name in them if name in self._scopes[scope]]
+        found = tuple((scope, name) for scope, them in names for name in them if name in self._scopes[scope])
         if self._fixed or not found:
             return self._main
-        settings = _settings(_merged(self._general, *found), _SOURCE)
         with self._lock:
-            if settings not in self._krunches:
-                self._krunches[settings] = self._main.with_settings(settings)
-            return self._krunches[settings]
+            known = self._chosen.get(found)
+            if known is None:
+                tables = [self._scopes[scope][name] for scope, name in found]
+                known = self._chosen[found] = self._serving(_settings(_merged(self._general, *tables), _SOURCE))
+            return known
+
+    def without_compression(self, krunch: Krunch) -> Krunch:
+        """One like `krunch` that sends requests as they come; they are counted and recorded all the same."""
+        if krunch.settings.mode != "on":
+            return krunch
+        with self._lock:
+            return self._serving(krunch.settings.model_copy(update={"mode": "off"}))
+
+    def _serving(self, settings: Settings) -> Krunch:
+        """Who serves requests with these settings; the lock is held."""
+        if settings not in self._krunches:
+            self._krunches[settings] = self._main.with_settings(settings)
+        return self._krunches[settings]
 
     def close(self) -> None:
         """Close all of them, and the store."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+from krunch_litellm.hosted import acts_elsewhere
 from krunch_litellm.requests import cache_namespace, session_of, within
 from krunch_litellm.wire.messages import MessagesWire
 from krunch_litellm.wire.places import written
@@ -45,14 +46,15 @@ class OtherCalls:
 
         Returns:
             The arguments to send; None to leave them as they are: no hook could expand the reply, the provider holds
-            the conversation, or it is a call that one of ours makes on its way through a bridge.
+            the conversation, tools are run where nothing could expand what they are called with, or it is a call that
+            one of ours makes on its way through a bridge.
 
         Raises:
             RequestRefused: a plugin stopped it.
         """
         logged, reader = arguments.get("litellm_logging_obj"), _READERS.get(call_type)
         held = arguments.get("previous_response_id") or arguments.get("conversation")
-        if logged is None or reader is None or held or arguments.get("stream"):
+        if logged is None or reader is None or held or arguments.get("stream") or acts_elsewhere(arguments):
             return None
         request = reader(arguments)
         if request is None or self.are_ours(request.messages):

@@ -10,6 +10,7 @@ from krunch_litellm import telemetry
 from krunch_litellm.calls import serving
 from krunch_litellm.chains import Chain
 from krunch_litellm.configuration import deployed
+from krunch_litellm.hosted import REASON, acts_elsewhere
 from krunch_litellm.identity import identify
 from krunch_litellm.proxied import ProxiedCall
 from krunch_litellm.requests import Call, SentMessages, cache_namespace, own_namespace, within
@@ -97,6 +98,9 @@ class Preparer:
         # Several at once are separated by commas; the first one's tokenizer counts.
         names = [name for one in model.split(",") for name in deployed(one.strip(), key.team_id)]
         krunch = self._configuration.krunch_for(names, key)
+        hosted = krunch.settings.mode == "on" and acts_elsewhere(data)
+        if hosted:
+            krunch = self._configuration.without_compression(krunch)
         await telemetry.aheed(krunch)
         identity = identify(data, key)
         facts: dict[str, Any] = {
@@ -121,6 +125,7 @@ class Preparer:
             changed.update(within(namespace, data))
         serving.set(sent)
         call = ProxiedCall(exchange, identity, call_type, model, request, krunch, bool(data.get("stream")), chain)
+        call.reason = REASON if hosted else ""
         return call, changed
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import litellm
 from pydantic import BaseModel
 
+from krunch_litellm.hosted import acts_elsewhere
 from krunch_litellm.identity import MAX_SESSION, first_session
 from krunch_plugins import restore
 
@@ -117,12 +118,13 @@ class ChatRequest:
 
         Returns:
             None if there is nothing to do: the messages are prepared already, it is the sync leg of LiteLLM's own
-            async call, or these are no arguments that Krunch understands.
+            async call, these are no arguments that Krunch understands, or tools are run where nothing could expand
+            what they are called with.
         """
         given, model = arguments.get("messages"), arguments.get("model")
         if arguments.get("acompletion") is True or (isinstance(given, SentMessages) and given.is_open):
             return None
-        if not isinstance(model, str) or not isinstance(given, (list, tuple)) or not given:
+        if not isinstance(model, str) or not isinstance(given, (list, tuple)) or not given or acts_elsewhere(arguments):
             return None
         messages = [as_dict(message) for message in given]
         if not all(isinstance(message, dict) for message in messages):

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 from weakref import WeakSet
 
@@ -55,7 +55,8 @@ def _quietly(function: Callable[_P, None]) -> Callable[_P, None]:
             function(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - ours, never the client's
             log.warning("%s() of the telemetry failed with %s", function.__name__, type(error).__name__)
-            metrics.failed("telemetry", type(error).__name__)
+            with suppress(Exception):  # it may be what failed
+                metrics.failed("telemetry", type(error).__name__)
 
     return quiet
 

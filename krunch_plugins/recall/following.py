@@ -26,6 +26,8 @@ CHUNK = 512
 """Turns that an index is given at a time."""
 AT_ONCE = 2048
 """Turns that an append catches up with before it returns; more than that is left to the background."""
+_ALL = 1_000_000
+"""Events that are looked through at a time: the store begins at the newest, so a few large answers are the cheapest."""
 _RETRY, _RETRY_MOST = 1.0, 60.0
 """Seconds after which what failed is tried again: the first time, and at most."""
 _BUSY, _AGAIN = 0.005, 0.1
@@ -163,7 +165,7 @@ class Follower:
         """
         at = self._heads.get(tenant) or known
         while True:
-            after = self._store.since(at, tenant=tenant)[1]
+            after = self._store.since(at, tenant=tenant, limit=_ALL)[1]
             if after == at:
                 self._heads[tenant] = after
                 return after
@@ -210,7 +212,7 @@ class Follower:
         """Whether the session of this key was forgotten, and the index not told yet; to be asked when it may change."""
         cursor = self._index.cursor(tenant)
         while cursor is not None:
-            events, after = self._store.since(cursor, tenant=tenant)
+            events, after = self._store.since(cursor, tenant=tenant, limit=_ALL)
             if events and events[0].kind == "reset":
                 break
             if any(event.kind == "forget" and event.key == key for event in events):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from krunch_langchain import KrunchStore
 from langgraph.store.base import PutOp
 
-from krunch_plugins import ConversationStore
+from krunch_plugins import ConversationStore, Krunch, SearchHit, SearchQuery, Settings, hookimpl
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,3 +77,32 @@ def test_a_crowd_of_more_than_a_thousand(tmp_path: Path) -> None:
             found = store.search(("users", "ann"), query="favourite food", filter=filters, limit=2)
             assert [item.key for item in found] == ["food", "job"]
             assert all(item.score is not None for item in found)
+
+
+def test_a_search_among_very_many_reads_few(tmp_path: Path) -> None:
+    """Where there are more than a thousand items, no more hits are asked for than a page needs, and pages follow on."""
+
+    class Asked:
+        depths: ClassVar[list[int]] = []
+
+        @hookimpl
+        def on_search(self, query: SearchQuery) -> list[SearchHit]:
+            self.depths.append(query.k)
+            return []
+
+    with (
+        ConversationStore(tmp_path, upkeep_seconds=0) as conversations,
+        Krunch(Settings(), store=conversations, plugins=[Asked()]) as krunch,
+    ):
+        store = KrunchStore(conversations, krunch=krunch)
+        texts = [f"The {kind} of house number {number} is old." for kind in ("door", "roof") for number in range(600)]
+        store.batch([PutOp(("houses",), f"h{number}", {"text": text}) for number, text in enumerate(texts)])
+        krunch.flush()
+        pages = [store.search(("houses",), query="an old roof", limit=5, offset=start) for start in (0, 5)]
+        both = store.search(("houses",), query="an old roof", limit=10)
+
+        assert max(Asked.depths) <= krunch.settings.recall.depth
+        assert [item.key for page in pages for item in page] == [item.key for item in both]
+        assert all("roof" in item.value["text"] for item in both)
+        everything = store.search(("houses",), query="an old roof", limit=2000)
+        assert len({item.key for item in everything}) == 1200

@@ -58,10 +58,7 @@ class MessagesWire:
         given = data.get("messages")
         if not isinstance(given, list) or not given:
             return None
-        understood = all(
-            isinstance(message, dict) and isinstance(message.get("content"), (str, list)) for message in given
-        )
-        return cls(data) if understood else None
+        return cls(data) if all(map(_is_understood, given)) else None
 
     def arguments(self, exchange: Exchange) -> dict[str, Any]:
         """What is sent instead."""
@@ -99,6 +96,12 @@ class MessagesWire:
         return as_usage(reply.get("usage")) if isinstance(reply, dict) else None
 
 
+def _is_understood(message: object) -> bool:
+    """Whether it is a message: its content is a string, or a list of blocks."""
+    content = message.get("content") if isinstance(message, dict) else None
+    return isinstance(content, str) or (isinstance(content, list) and all(isinstance(one, dict) for one in content))
+
+
 def _pieces(data: Mapping[str, Any]) -> Iterator[_Piece]:
     system = data.get("system")
     if system and isinstance(system, (str, list)):
@@ -110,14 +113,14 @@ def _pieces(data: Mapping[str, Any]) -> Iterator[_Piece]:
             continue
         blocks: list[Block] = []
         for block in content:
-            if isinstance(block, dict) and block.get("type") == "tool_result":
+            if block.get("type") == "tool_result":
                 if blocks:
                     yield _Piece(to_chat(role, blocks), at, role, blocks)
                     blocks = []
                 result = {"role": "tool", "content": block.get("content"), "tool_call_id": block.get("tool_use_id")}
                 yield _Piece(result, at, role, [block])
             else:
-                blocks.append(block if isinstance(block, dict) else {"type": "text", "text": str(block)})
+                blocks.append(block)
         if blocks or not content:
             yield _Piece(to_chat(role, blocks), at, role, blocks)
 

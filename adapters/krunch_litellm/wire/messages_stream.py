@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from krunch_litellm import telemetry
 from krunch_litellm.wire.blocks import to_chat
 from krunch_litellm.wire.fields import as_usage
-from krunch_litellm.wire.reasoning import ReasoningText, UnchangedText
+from krunch_litellm.wire.reasoning import ReasoningText, UnchangedText, held_by
 from krunch_litellm.wire.sse import EventReader, encode
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class MessagesStream:
         self._texts = exchange.texts()
         self._events = EventReader()
         self._blocks: dict[int, _Block] = {}
+        self._open_blocks: dict[int, _Block] = {}  # those that may hold something back
         self._encode: Callable[[Data], Any] = encode
         self._broken = False
 
@@ -81,26 +82,29 @@ class MessagesStream:
 
     def _take(self, data: Data) -> list[Data] | None:
         """What goes out instead of an event; None if that is the event itself, as it came."""
-        held: list[Data] = []
         try:
-            held = (
-                [] if self._broken else [delta for index, block in self._blocks.items() for delta in block.held(index)]
-            )
+            if not self._broken:
+                for block in self._open_blocks.values():
+                    block.mark()
             out = self._event(data)
         except Exception as error:  # noqa: BLE001 - whatever a provider sends, the stream goes on
             telemetry.failed("stream", error)
-            self._give_up(data)
-            return _before(held, data)
+            return _before(self._give_up(data), data)
         return None if self._broken else out
 
-    def _give_up(self, data: Data) -> None:
-        """Hand on everything as it comes; what it says is noted all the same, as far as it can be read."""
-        if not self._broken:
-            self._broken = True
-            for block in self._blocks.values():
-                block.give_up()
-            with suppress(Exception):
-                self._event(data)
+    def _give_up(self, data: Data) -> list[Data]:
+        """Hand on everything as it comes; what it says is noted all the same, as far as it can be read.
+
+        Returns:
+            What was held back before this event.
+        """
+        if self._broken:
+            return []
+        self._broken = True
+        held = [delta for index, block in sorted(self._open_blocks.items()) for delta in block.give_up(index)]
+        with suppress(Exception):
+            self._event(data)
+        return held
 
     def _open(self, *, json_text: bool) -> TextWindow:
         return UnchangedText() if self._broken else self._texts.open(json_text=json_text)
@@ -110,12 +114,16 @@ class MessagesStream:
         if kind == "message_start":
             self._note_usage((data.get("message") or {}).get("usage"))
         elif kind == "content_block_start" and isinstance(index, int) and isinstance(data.get("content_block"), dict):
-            block = self._blocks[index] = _Block(data["content_block"], self._open, json_text=self._exchange.json_reply)
+            block = _Block(data["content_block"], self._open, json_text=self._exchange.json_reply)
+            self._blocks[index] = self._open_blocks[index] = block
             return [{**data, "content_block": block.opening}] if block.opening != data["content_block"] else None
         elif kind == "content_block_delta" and index in self._blocks and isinstance(data.get("delta"), dict):
             return self._delta(data, self._blocks[index])
         elif kind == "content_block_stop" and index in self._blocks:
-            return _before(self._blocks[index].end(index), data)
+            block = self._blocks[index]
+            rest = block.end(index)
+            self._open_blocks.pop(index, None)
+            return _before(rest, data)
         elif kind in _ENDS:
             self._note_usage(data.get("usage"))
             return _before(self._flush(), data)
@@ -133,7 +141,7 @@ class MessagesStream:
         return None if out == delta[field] else [{**data, "delta": {**delta, field: out}}]
 
     def _flush(self) -> list[Data]:
-        return [data for index, block in sorted(self._blocks.items()) for data in block.end(index)]
+        return [data for index, block in sorted(self._open_blocks.items()) for data in block.end(index)]
 
     def _note_usage(self, usage: Any) -> None:  # noqa: ANN401 - whatever JSON holds
         counted = as_usage(usage)
@@ -154,7 +162,7 @@ class _Block:
         self._signature: str | None = given.get("signature") or None
         self._citations: list[Any] = []
         self._delta_type = ""
-        self._mark = 0, ""
+        self._mark: tuple[int, Callable[[], str]] = 0, str
         window = open_window(json_text=self._kind not in {"text", "thinking"} or (json_text and self._kind == "text"))
         self._window: TextWindow | ReasoningText = ReasoningText(window) if self._kind == "thinking" else window
         self.opening = given
@@ -191,17 +199,21 @@ class _Block:
         delta = {"type": self._delta_type, _FIELDS[self._delta_type]: rest}
         return {"type": "content_block_delta", "index": index, "delta": delta}
 
-    def held(self, index: int) -> list[Data]:
-        """A delta with what is held back, if anything is; nothing changes, but `give_up` goes back to here."""
-        rest = self._window.rest()
-        self._mark = len(self._out), rest
-        return [self._rest_delta(index, rest)] if rest else []
+    def mark(self) -> None:
+        """Remember where the block stands: `give_up` goes back to here."""
+        self._mark = len(self._out), held_by(self._window)
 
-    def give_up(self) -> None:
-        """What was held back has gone out, and what came since counts for nothing; from now on all passes."""
-        place, rest = self._mark
+    def give_up(self, index: int) -> list[Data]:
+        """What came since the mark counts for nothing; from now on all passes.
+
+        Returns:
+            A delta with what was held back then, if anything was.
+        """
+        place, held = self._mark
+        rest = held()
         self._out[place:] = [rest]
         self._window = UnchangedText()
+        return [self._rest_delta(index, rest)] if rest else []
 
     def whole(self) -> Data:
         """The block as the client has it."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from krunch_plugins.exchange import TextWindow
 
 
@@ -19,42 +22,49 @@ class ReasoningText:
 
     def __init__(self, window: TextWindow) -> None:
         self._window = window
-        self._raw = self._expanded = ""
+        self._raw: list[str] = []
+        self._expanded: list[str] = []
+        self._differ = False
 
     @property
     def is_open(self) -> bool:
         """Something is held back."""
-        return bool(self._raw or self._expanded)
+        return any(self._raw) or any(self._expanded)
 
     def feed(self, raw: str) -> str:
         """Take more of the text; give back what goes out either way."""
-        self._raw += raw
-        self._expanded += self._window.feed(raw)
+        self._raw.append(raw)
+        self._expanded.append(self._window.feed(raw))
         return self._agreed()
 
-    def rest(self) -> str:
-        """What is held back, as it came: whether that is right either way is not known yet."""
-        return self._raw
+    def held(self) -> Callable[[], str]:
+        """Says what is held back now, as it came: whether that is right either way is not known yet."""
+        pieces, many = self._raw, len(self._raw)
+        return lambda: "".join(pieces[:many])
 
     def settle(self) -> str:
         """The text is at its end, but not known to be signed or not: what goes out either way."""
-        self._expanded += self._window.end()
+        self._expanded.append(self._window.end())
         return self._agreed()
 
     def end(self, *, signed: bool) -> str:
         """It is known now: the rest."""
-        self._expanded += self._window.end()
-        rest = self._raw if signed else self._expanded
-        self._raw = self._expanded = ""
+        self._expanded.append(self._window.end())
+        rest = "".join(self._raw if signed else self._expanded)
+        self._raw, self._expanded, self._differ = [], [], False
         return rest
 
     def _agreed(self) -> str:
-        shorter = min(len(self._raw), len(self._expanded))
-        differ = (at for at in range(shorter) if self._raw[at] != self._expanded[at])
-        end = next(differ, shorter)
-        same = self._raw[:end]
-        self._raw, self._expanded = self._raw[end:], self._expanded[end:]
-        return same
+        if self._differ:  # nothing more can agree, and the rest may be long
+            return ""
+        raw, expanded = "".join(self._raw), "".join(self._expanded)
+        shorter = min(len(raw), len(expanded))
+        same = shorter
+        if raw[:shorter] != expanded[:shorter]:
+            same = next(at for at in count() if raw[at] != expanded[at])
+            self._differ = True
+        self._raw, self._expanded = [raw[same:]], [expanded[same:]]
+        return raw[:same]
 
 
 class UnchangedText:
@@ -69,3 +79,11 @@ class UnchangedText:
         return ""
 
     rest = end
+
+
+def held_by(window: TextWindow | ReasoningText) -> Callable[[], str]:
+    """Says what a window holds back now, whatever happens to it after this call. Asked before each event, so cheap."""
+    if isinstance(window, ReasoningText):
+        return window.held()
+    rest = window.rest()
+    return lambda: rest

@@ -9,7 +9,7 @@ from krunch_litellm import telemetry
 from krunch_litellm.wire.fields import as_usage, get, items, put, twin, word
 from krunch_litellm.wire.items import part_slots, reply_message, slots
 from krunch_litellm.wire.offsets import Offsets, move, put_offsets_right
-from krunch_litellm.wire.reasoning import ReasoningText, UnchangedText
+from krunch_litellm.wire.reasoning import ReasoningText, UnchangedText, held_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -60,6 +60,7 @@ class ResponsesStream:
         self._exchange, self._echo = exchange, echo
         self._texts = exchange.texts()
         self._open: dict[Key, _Text] = {}
+        self._holding: dict[Key, _Text] = {}  # those of them that may hold something back
         self._waiting: dict[Any, list[Any]] = {}
         self._done: dict[Any, Any] = {}
         self._numbers = _Numbers()
@@ -70,37 +71,38 @@ class ResponsesStream:
         kind = word(item, "type")
         if not kind.startswith("response.") and kind != "error":
             return [item]
-        held: list[Any] = []
+        waiting: list[tuple[list[Any], int]] = []
         try:
             if self._broken:
                 self._note(item, kind)
                 out = [item]
             else:
-                held = self._held()
+                waiting = [(events, len(events)) for events in self._waiting.values()]
+                for text in self._holding.values():
+                    text.mark()
                 out = self._event(item, kind)
         except Exception as error:  # noqa: BLE001 - whatever a provider sends, the stream goes on
             telemetry.failed("stream", error)
-            out = [*held, item]
-            self._give_up(held, item, kind)
+            out = [*self._give_up(waiting, item, kind), item]
         return [self._numbers.next(event) for event in out]
 
-    def _held(self) -> list[Any]:
-        """All that is held back, each text's as a delta, and the events that wait; nothing changes."""
-        texts = [event for text in self._open.values() for event in text.held()]
-        return [*texts, *(event for events in self._waiting.values() for event in events)]
+    def _give_up(self, waiting: list[tuple[list[Any], int]], item: Any, kind: str) -> list[Any]:  # noqa: ANN401 - dict or object
+        """Hand on everything as it comes; what it says is noted all the same, as far as it can be read.
 
-    def _give_up(self, held: list[Any], item: Any, kind: str) -> None:  # noqa: ANN401 - dict or object
-        """Hand on everything as it comes; what it says is noted all the same, as far as it can be read."""
+        Returns:
+            What was held back before this event: each text's as a delta, and the events that waited.
+        """
         if self._broken:
-            return
+            return []
         self._broken = True
         self._waiting.clear()
-        for text in self._open.values():
-            text.give_up()
+        held = [event for text in self._holding.values() for event in text.give_up()]
+        held += [event for events, many in waiting for event in events[:many]]
         with suppress(Exception):
             for event in held:
                 self._note(event, word(event, "type"))
             self._note(item, kind)
+        return held
 
     def _note(self, event: Any, kind: str) -> None:  # noqa: ANN401 - dict or object
         """Take what an event says that is handed on as it came."""
@@ -131,7 +133,7 @@ class ResponsesStream:
         """The reply as the client has it, as a chat message."""
         message = reply_message(items(self.reply, "output") or [self._done[index] for index in sorted(self._done)])
         if message.get("content") is None and not message.get("tool_calls"):
-            told = "".join(text.told for key, text in self._open.items() if key[0] == "output_text")
+            told = "".join(piece for key, text in self._open.items() if key[0] == "output_text" for piece in text.told)
             message["content"] = told or None
         return message
 
@@ -172,6 +174,7 @@ class ResponsesStream:
         if text is None:
             text = self._open[key] = _Text(self._window(family), reasoning=family in _REASONING)
         text.last = event
+        self._holding[key] = text
         out = text.feed(get(event, "delta"))
         return event if out == get(event, "delta") else _with(event, "delta", out)
 
@@ -185,6 +188,7 @@ class ResponsesStream:
                 return agreed
             return [*agreed, event]
         held = [] if text is None else text.end()
+        self._holding.pop(_key(event, family), None)
         whole = get(event, _FIELDS[family])
         if not isinstance(whole, str):
             return [*held, event]
@@ -236,12 +240,16 @@ class ResponsesStream:
         if text is None:
             return event
         result = twin(event)
-        move(get(result, "annotation"), Offsets(text.wire, lambda: self._window("output_text")))
+        move(get(result, "annotation"), Offsets("".join(text.wire), lambda: self._window("output_text")))
         return result
 
     def _flush(self, which: Any, *, signed: bool = False) -> list[Any]:  # noqa: ANN401 - a predicate
         """Deltas with what is held back of the texts whose keys are wanted."""
-        return [event for key, text in self._open.items() if which(key) for event in text.end(signed=signed)]
+        wanted = [key for key in self._holding if which(key)]
+        out = [event for key in wanted for event in self._holding[key].end(signed=signed)]
+        for key in wanted:
+            del self._holding[key]
+        return out
 
     def _expand(self, text: str, family: str) -> str:
         window = self._window(family)
@@ -257,14 +265,16 @@ class _Text:
 
     Attributes:
         last: the event that brought the last of it.
-        wire: what the model wrote so far.
+        wire: what the model wrote so far, in pieces.
+        told: what has gone out of it, in pieces.
     """
 
     def __init__(self, window: TextWindow, *, reasoning: bool) -> None:
         self._window: TextWindow | ReasoningText = ReasoningText(window) if reasoning else window
         self.last: Any = None
-        self.wire = self.told = ""
-        self._mark = 0
+        self.wire: list[str] = []
+        self.told: list[str] = []
+        self._mark: tuple[int, Callable[[], str]] = 0, str
 
     @property
     def undecided(self) -> bool:
@@ -272,7 +282,7 @@ class _Text:
         return isinstance(self._window, ReasoningText) and self._window.is_open
 
     def feed(self, text: str) -> str:
-        self.wire += text
+        self.wire.append(text)
         return self._tell(self._window.feed(text))
 
     def settle(self) -> list[Any]:
@@ -283,22 +293,27 @@ class _Text:
             return self._event(self._window.end(signed=signed))
         return self._event(self._window.end())
 
-    def held(self) -> list[Any]:
-        """A delta with what is held back; nothing changes, but `give_up` goes back to here."""
-        self._mark = len(self.told)
-        rest = self._window.rest()
-        return [_with(self.last, "delta", rest)] if rest else []
+    def mark(self) -> None:
+        """Remember where the text stands: `give_up` goes back to here."""
+        self._mark = len(self.told), held_by(self._window)
 
-    def give_up(self) -> None:
-        """What came since counts for nothing; from now on all passes."""
-        self.told = self.told[: self._mark]
+    def give_up(self) -> list[Any]:
+        """What came since the mark counts for nothing; from now on all passes.
+
+        Returns:
+            A delta with what was held back then, if anything was.
+        """
+        place, held = self._mark
+        del self.told[place:]
         self._window = UnchangedText()
+        rest = held()
+        return [_with(self.last, "delta", rest)] if rest else []
 
     def _event(self, text: str) -> list[Any]:
         return [_with(self.last, "delta", self._tell(text))] if text else []
 
     def _tell(self, text: str) -> str:
-        self.told += text
+        self.told.append(text)
         return text
 
 

@@ -10,6 +10,8 @@ import stat
 import time
 from typing import TYPE_CHECKING
 
+import litellm
+import prometheus_client
 import pytest
 from krunch_litellm import legends, telemetry
 from krunch_litellm.figures import FILE, SERIES, Failed, Figures, Prepared, Replied, Reset
@@ -264,3 +266,17 @@ def test_symbols_that_are_held_for_owners_are_bounded_by_their_requests(monkeypa
     assert held == [3, 4]
     assert memory > 0
     assert legends.memory_kb("t") == 0
+
+
+def test_metrics_that_cannot_be_made_harm_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    """Where Prometheus refuses our metrics, as it does where another program took their names, the hooks go on."""
+    taken = prometheus_client.Counter("krunch_requests", "Somebody else's.")
+    litellm.callbacks.append("prometheus")
+    try:
+        telemetry.failed("prepare", ValueError("secret"))
+    finally:
+        litellm.callbacks.remove("prometheus")
+        prometheus_client.REGISTRY.unregister(taken)
+
+    assert "failed with ValueError" in caplog.text
+    assert "secret" not in caplog.text

@@ -116,6 +116,21 @@ def test_signed_blocks_pass_as_they_came_and_everything_else_is_expanded(
     assert reply.stop_reason == "tool_use"
 
 
+def test_what_is_no_message_is_left_to_litellm(proxy: Proxy, upstream: Upstream, model: Model) -> None:
+    """A message whose blocks are not all blocks is treated, or refused, as without Krunch."""
+    text = story()
+    messages = [{"role": "user", "content": [text, {"type": "text", "text": text}]}]
+    request = {"model": "claude", "max_tokens": 99, "messages": messages}
+    told = []
+    for headers in ({}, {"x_krunch": "off"}):
+        with proxy.http(**headers) as client:
+            answer = client.post("/v1/messages", json=request)
+        told.append((answer.status_code, [body["messages"] for body in upstream.requests]))
+        upstream.received.clear()
+
+    assert told[0] == told[1]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_calls_of_the_providers_own_tools_are_expanded(proxy: Proxy, model: Model, *, stream: bool) -> None:
     """What a client is shown of a search or of a connected server's tool is plain, whole and streamed alike."""
