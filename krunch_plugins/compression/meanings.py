@@ -32,9 +32,9 @@ _DIGITS = 9
 """Of the longest number that is ever defined."""
 
 _REFERENCE = re.compile(rf"{MARK}\[[^\n{MARK}]*\]")
-_CURLY = rf"{MARK}\{{(?:[a-z0-9]+|{LINES_TO}[1-9][0-9]*)\}}"
-_PIECE = re.compile(rf"(?<!{MARK}){MARK}{{2,}}(?:[0-9]+[={{\[]|[{LETTERS}]=|[{{\[])|{_CURLY}")
-_LISTING = re.compile(rf"{MARK}\{{{LINES_TO}[1-9][0-9]*\}}")
+_ESCAPED = re.compile(rf"(?<!{MARK}){MARK}{{2,}}(?:[0-9]+[={{\[]|[{LETTERS}]=|[{{\[])")
+# Also behind the mark that ends a definition, where the two look like an escaped literal.
+_CURLY = re.compile(rf"{MARK}\{{(?:[a-z0-9]+|{LINES_TO}[1-9][0-9]*)\}}")
 _QUOTED = re.compile(rf"(?<!\A)(?<!\.\n)({'|'.join(map(re.escape, legend.INSTRUCTIONS.values()))})")
 _HEADER = re.compile(r"\*([1-9][0-9]{0,8})\n")
 
@@ -214,7 +214,10 @@ class _Request(NamedTuple):
         quoted: set[str] = set()
         reader = Reader()
         for text in (text for message in messages for text in legend.texts(message)):
-            pieces.update(_PIECE.findall(text))
+            escaped = _ESCAPED.findall(text)
+            pieces.update(escaped)
+            pieces.update(one[1:] for one in escaped if one.startswith(3 * MARK))  # the first may end a definition
+            pieces.update(_CURLY.findall(text))
             quoted.update(_QUOTED.findall(text))
             if len(reader.dictionary.templates) or SLOT in text:
                 view = View(reader.dictionary, len(reader.dictionary.definitions))
@@ -228,7 +231,7 @@ class _Request(NamedTuple):
                 if isinstance(segment, Mark) and _REFERENCE.fullmatch(segment):
                     references.setdefault(_plain(segment), set()).add((meaning, lines.line_above))
                 lines.add(meaning)
-            if _LISTING.search(text):
+            if MARK + "{" + LINES_TO in text:
                 numbered_lines.update("".join(meaning for _, meaning in segments).split("\n"))
         return cls(references, sorted(references), rows, pieces, numbered_lines, quoted)
 

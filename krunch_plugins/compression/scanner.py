@@ -231,11 +231,8 @@ class _Look:
         if where.copy is not None:
             copy = where.copy
             written = self._text[place : piece.end]
-            if (
-                (piece.opens is not None or piece.mark)
-                and isinstance(copy.reader, Rows)
-                and copy.reader.quotes(written)
-            ):
+            stands_for = not piece.plain or piece.opens is not None or piece.mark
+            if stands_for and isinstance(copy.reader, Rows) and copy.reader.quotes(written):
                 piece = Piece(piece.end, written)
             if piece.opens is None and not piece.mark:
                 outcome = copy.feed(place - start, piece._replace(end=piece.end - start))
