@@ -25,7 +25,7 @@ class CopiedListing:
         numbering: how they are written, if that is known.
     """
 
-    __slots__ = ("_at", "_begun", "_done", "_known", "_text", "last", "number", "numbering")
+    __slots__ = ("_at", "_done", "_known", "_text", "last", "number", "numbering")
 
     def __init__(
         self, known: Container[str], last: int, number: int | None = None, numbering: Numbering | None = None
