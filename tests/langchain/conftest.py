@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,18 @@ class Serving:
     def sent(self) -> list[dict[str, Any]]:
         """What the last request restores to."""
         return restore(self.upstream.requests[-1]["messages"])
+
+
+@pytest.fixture(autouse=True)
+def own_clients() -> None:
+    """Let no test get a client that another left behind.
+
+    langchain_openai keeps one HTTP client per URL for the whole process. When a server gets the port that an earlier
+    test's server had, that client would close its connections in an event loop that is gone.
+    """
+    for kept in vars(sys.modules.get("langchain_openai.chat_models._client_utils", sys)).values():
+        if hasattr(kept, "cache_clear"):
+            kept.cache_clear()
 
 
 @pytest.fixture
