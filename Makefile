@@ -6,6 +6,8 @@ READY := $(VENV)/.ready
 
 # A conversation file or a folder of them for `make bench`; empty: the conversations of the demo.
 CORPUS ?=
+# Test processes at once: one more than there are cores, for much of the suite waits for processes that it has started.
+WORKERS ?= $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) + 1)" 2>/dev/null || echo auto)
 # More arguments for pytest, as in `make test ARGS="-k legend"`.
 ARGS ?=
 
@@ -19,7 +21,7 @@ demo: $(READY)  ## three real conversations through LiteLLM and back, with what 
 	$(VENV)/bin/krunch demo
 
 test: $(READY)  ## the whole test suite
-	$(RUN) pytest --numprocesses auto --dist loadfile $(ARGS)
+	$(RUN) pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 test-versions:  ## the adapters against the oldest and the newest LiteLLM, LangChain and LangGraph; takes long
 	tests/versions/run.sh "oldest litellm" litellm

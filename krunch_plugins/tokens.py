@@ -54,10 +54,7 @@ class Tokenizer:
     def __init__(self, encoding: tiktoken.Encoding) -> None:
         self._encoding, self.name = encoding, encoding.name
         # A table, because asking tiktoken token by token costs more than all the encoding.
-        self._lengths = np.zeros(encoding.n_vocab, dtype=np.uint16)
-        for token in range(encoding.n_vocab):
-            with suppress(KeyError):  # the vocabulary has holes in front of its special tokens
-                self._lengths[token] = len(encoding.decode_single_token_bytes(token))
+        self._lengths = _token_lengths(encoding)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`. Special tokens in it count as ordinary text; lone surrogates as U+FFFD.
@@ -80,6 +77,18 @@ class Tokenizer:
     def token_lengths(self, tokens: list[int]) -> NDArray[np.uint16]:
         """Length of each token in bytes of UTF-8."""
         return self._lengths[tokens]
+
+
+def _token_lengths(encoding: tiktoken.Encoding) -> NDArray[np.uint16]:
+    """Length in bytes of each token of an encoding, by its id; 0 for ids that are no token."""
+    lengths = np.zeros(encoding.n_vocab, dtype=np.uint16)
+    # Nothing public tells them all at once, and asking for each takes as long as loading the encoding.
+    ranks: dict[bytes, int] = getattr(encoding, "_mergeable_ranks", {})
+    lengths[list(ranks.values())] = list(map(len, ranks))
+    for token in np.flatnonzero(lengths == 0).tolist():
+        with suppress(KeyError):  # the vocabulary has holes in front of its special tokens
+            lengths[token] = len(encoding.decode_single_token_bytes(token))
+    return lengths
 
 
 class RecentTokens(Tokenizer):

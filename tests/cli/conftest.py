@@ -10,29 +10,51 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from warm_command import WarmCommand
 
 from krunch_plugins.conversations import Conversation, demo_conversations
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     Krunch = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def _environment(variables: dict[str, str]) -> dict[str, str]:
+    """The variables of a command: none of the settings outside, a width, and the test's own."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("KRUNCH_")}
+    return {**environment, "COLUMNS": "160", "PYTHONIOENCODING": "utf-8", **variables}
+
+
+@pytest.fixture(scope="session")
+def _warm() -> Iterator[WarmCommand]:
+    with WarmCommand() as command:
+        yield command
+
+
 @pytest.fixture
-def krunch(tmp_path: Path) -> Krunch:
-    """Runs the installed `krunch` command in an empty folder, without settings from outside."""
+def krunch(tmp_path: Path, _warm: WarmCommand) -> Krunch:
+    """Runs a command line of `krunch` in an empty folder, without settings from outside."""
+
+    def run(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+        return _warm.run([*map(str, arguments)], _environment(variables), tmp_path)
+
+    return run
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Krunch:
+    """The same with the command as it is installed, which takes seconds to start."""
     command = Path(sysconfig.get_path("scripts")) / "krunch"
 
     def run(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("KRUNCH_")}
         return subprocess.run(
             [command, *map(str, arguments)],
             capture_output=True,
             text=True,
             encoding="utf-8",
             cwd=tmp_path,
-            env={**environment, "COLUMNS": "160", "PYTHONIOENCODING": "utf-8", **variables},
+            env=_environment(variables),
             check=False,
         )
 

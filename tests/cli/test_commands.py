@@ -26,14 +26,14 @@ COMMANDS = (
 
 
 @pytest.mark.smoke
-def test_version_is_the_package_version(krunch: Krunch) -> None:
+def test_version_is_the_package_version(installed: Krunch) -> None:
     """The command and the package are of one version."""
-    assert krunch("--version").stdout == f"krunch {__version__}\n"
+    assert installed("--version").stdout == f"krunch {__version__}\n"
 
 
-def test_help_names_every_command(krunch: Krunch) -> None:
+def test_help_names_every_command(installed: Krunch) -> None:
     """`krunch --help` is where people find out what there is."""
-    done = krunch("--help")
+    done = installed("--help")
 
     assert done.returncode == 0
     assert all(f" {name} " in done.stdout for name in COMMANDS)
@@ -93,14 +93,14 @@ def test_plugins_lists_krunchs_own_parts(krunch: Krunch) -> None:
 
 
 def test_restore_prints_what_the_requests_stand_for(
-    krunch: Krunch, write_lines: Callable[..., Path], recorded: list[Conversation]
+    installed: Krunch, write_lines: Callable[..., Path], recorded: list[Conversation]
 ) -> None:
     """Requests as sent become the original messages again, one request a line, from nothing but the file."""
     with KrunchObject(Settings()) as compressor:
         sent = [compressor.prepare(one.messages, model="gpt-4o").messages for one in recorded]
     path = write_lines({"messages": sent[0], "model": "gpt-4o"}, *sent[1:])
 
-    done = krunch("restore", path)
+    done = installed("restore", path)
 
     assert sent[2] != recorded[2].messages
     assert done.returncode == 0, done.stderr

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.smoke
-def test_the_file_it_writes_loads_back_as_the_defaults(krunch: Krunch, tmp_path: Path) -> None:
+def test_the_file_it_writes_loads_back_as_the_defaults(installed: Krunch, tmp_path: Path) -> None:
     """Nothing changes when somebody starts from the file that `krunch init` writes."""
-    done = krunch("init", "mine.toml")
+    done = installed("init", "mine.toml")
 
     assert done.returncode == 0, done.stderr
     assert Settings.load(tmp_path / "mine.toml") == Settings()

@@ -8,7 +8,8 @@ import random
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import conversations
 import laws
@@ -16,7 +17,7 @@ import pytest
 import tiktoken
 
 from krunch_plugins import Krunch, Settings
-from krunch_plugins.tokens import encoding_for, load
+from krunch_plugins.tokens import Tokenizer, encoding_for, load
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,6 +84,24 @@ def test_tokens_are_what_tiktoken_counts(encoding: str) -> None:
         assert tokenizer.encode(text) == tokens
         assert tokenizer.count(text) == len(tokens)
         assert sum(tokenizer.token_lengths(tokens)) == len(reference.decode_bytes(tokens))
+
+
+@pytest.mark.parametrize("encoding", list(laws.MODELS))
+@pytest.mark.parametrize("hidden", [False, True])
+def test_the_length_of_each_token_is_known(encoding: str, *, hidden: bool) -> None:
+    """Special tokens too, and also where tiktoken would no longer have its table where it has it now."""
+    load(encoding, wait=True)
+    reference = tiktoken.get_encoding(encoding)
+    given: Any = reference
+    if hidden:
+        given = SimpleNamespace(
+            **{name: getattr(reference, name) for name in ("name", "n_vocab", "decode_single_token_bytes")}
+        )
+    tokens = [*range(0, reference.eot_token - 1, 97), reference.eot_token]
+
+    lengths = Tokenizer(given).token_lengths(tokens)
+
+    assert lengths.tolist() == [len(reference.decode_single_token_bytes(token)) for token in tokens]
 
 
 @pytest.mark.parametrize("network", ["refuses", "never answers"])
