@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Self, cast, overload
 from krunch_plugins.compression.plugin import CompressionPlugin
 from krunch_plugins.exchange import Exchange, Reply
 from krunch_plugins.history import History
-from krunch_plugins.plugins import PluginInfo, Plugins, copy_tree
+from krunch_plugins.isolation import copy_tree
+from krunch_plugins.plugins import PluginInfo, Plugins
 from krunch_plugins.recall.context import Contexts, HeldTurns
 from krunch_plugins.recall.plugin import RecallPlugin
 from krunch_plugins.recall.recall import Recall

@@ -7,28 +7,26 @@ import logging
 import os
 import sys
 import threading
-import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 import pluggy
 
 from krunch_plugins import hookspecs
 from krunch_plugins.errors import PluginError, RequestRefused, StoreError
-from krunch_plugins.exchange import Exchange, Reply
+from krunch_plugins.isolation import call, check_reply, check_request, checked_hits, log_failure, remember
 from krunch_plugins.report import Problem
-from krunch_plugins.turns import SearchHit, Turn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from pluggy import HookImpl
 
-    from krunch_plugins.turns import EvictReason, SearchQuery
+    from krunch_plugins.exchange import Exchange, Reply
+    from krunch_plugins.turns import EvictReason, SearchHit, SearchQuery, Turn
 
 DISABLE_VARIABLE = "KRUNCH_DISABLE_PLUGINS"
 """Comma-separated names of outside plugins to keep out, or "all"; read when a `Krunch` is made."""
@@ -184,10 +182,10 @@ class Plugins:
             RequestRefused: a plugin stopped the call.
         """
         for implementation in self._in_order("pre_request"):
-            undo = _remember(exchange, self._may_change(implementation, "messages", "metadata", "substitutions"))
+            undo = remember(exchange, self._may_change(implementation, "messages", "metadata", "substitutions"))
             try:
-                _call(implementation, {"exchange": exchange})
-                _check_request(exchange)
+                call(implementation, {"exchange": exchange})
+                check_request(exchange)
             except RequestRefused:
                 raise
             except Exception as error:  # noqa: BLE001 - isolation is the point: one plugin must not fail a call
@@ -206,11 +204,11 @@ class Plugins:
             RequestRefused: a plugin will not let the caller have the reply.
         """
         for implementation in self._in_order("post_response"):
-            undo_exchange = _remember(exchange, self._may_change(implementation, "metadata"))
-            undo_reply = _remember(reply, self._may_change(implementation, "message"))
+            undo_exchange = remember(exchange, self._may_change(implementation, "metadata"))
+            undo_reply = remember(reply, self._may_change(implementation, "message"))
             try:
-                _call(implementation, {"exchange": exchange, "reply": reply})
-                _check_reply(reply)
+                call(implementation, {"exchange": exchange, "reply": reply})
+                check_reply(reply)
             except Exception as error:
                 if refusable and isinstance(error, RequestRefused):
                     raise
@@ -224,10 +222,10 @@ class Plugins:
         failed = 0
         for implementation in self._in_order("on_evict"):
             try:
-                _call(implementation, arguments)
+                call(implementation, arguments)
             except Exception as error:  # noqa: BLE001 - a listener must not stop an eviction
                 failed += 1
-                _log_failure(implementation.plugin_name, "on_evict", error, "the eviction goes on")
+                log_failure(implementation.plugin_name, "on_evict", error, "the eviction goes on")
         return failed
 
     def on_search(self, query: SearchQuery) -> dict[str, Sequence[SearchHit]]:
@@ -235,10 +233,10 @@ class Plugins:
         answers: dict[str, Sequence[SearchHit]] = {}
         for implementation in self._in_order("on_search"):
             try:
-                found = _call(implementation, {"query": query})
-                answers[implementation.plugin_name] = _hits(found, query)
+                found = call(implementation, {"query": query})
+                answers[implementation.plugin_name] = checked_hits(found, query)
             except Exception as error:  # noqa: BLE001 - one finder must not blind the others
-                _log_failure(implementation.plugin_name, "on_search", error, "its answer counts as empty")
+                log_failure(implementation.plugin_name, "on_search", error, "its answer counts as empty")
         return answers
 
     def search_or_fail(self, query: SearchQuery) -> dict[str, Sequence[SearchHit]]:
@@ -255,7 +253,7 @@ class Plugins:
     def note(self, exchange: Exchange, plugin: str, hook: str, error: Exception) -> None:
         """Enter a failure in the exchange's report and the log."""
         exchange.report.problems.append(Problem(plugin, hook, type(error).__name__))
-        _log_failure(plugin, hook, error, "what it changed was undone")
+        log_failure(plugin, hook, error, "what it changed was undone")
 
     def _kept_out(self, name: str) -> bool:
         if self._all_disabled or name in self._disabled:
@@ -317,40 +315,6 @@ class Plugins:
         return sorted(as_pluggy_calls_them, key=pin)
 
 
-def copy_tree(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
-    """A copy of nested dicts, lists and tuples; everything else is shared.
-
-    Where something is nested deeper than Python can follow, only messages and lists of them are copied.
-    """
-    try:
-        return _copied(value)
-    except RecursionError:
-        if isinstance(value, list):
-            return [dict(item) if isinstance(item, dict) else item for item in value]
-        return dict(value) if isinstance(value, dict) else value
-
-
-def _copied(value: Any) -> Any:  # noqa: ANN401 - as above
-    if isinstance(value, dict):
-        return {key: _copied(item) if isinstance(item, _NESTED) else item for key, item in value.items()}
-    if isinstance(value, list):
-        return [_copied(item) if isinstance(item, _NESTED) else item for item in value]
-    if isinstance(value, tuple):
-        return tuple(_copied(item) for item in value)
-    return value
-
-
-_NESTED = (dict, list, tuple)
-
-
-def _call(implementation: HookImpl, arguments: Mapping[str, Any]) -> Any:  # noqa: ANN401 - what the hook returns
-    result = implementation.function(*(arguments[name] for name in implementation.argnames))
-    if inspect.iscoroutine(result):
-        result.close()
-        raise TypeError("the hook returned a coroutine, which nobody awaits")
-    return result
-
-
 def _what_is_wrong(hook: str, implementation: HookImpl) -> str:
     """Why a hook could not be called as its author means it, with what would be right; "" if it could."""
     function = implementation.function
@@ -368,63 +332,6 @@ def _what_is_wrong(hook: str, implementation: HookImpl) -> str:
         if not filled and (parameter.default is parameter.empty or parameter.name in offered):
             return f"has the parameter '{parameter}', which nothing would fill; take the hook's arguments by plain name"
     return ""
-
-
-@lru_cache(maxsize=2)
-def _kept(exchange: bool) -> tuple[str, ...]:  # noqa: FBT001 - which of the two
-    """The attributes of an exchange, or else of a reply, that are put back after a failure."""
-    return tuple(field.name for field in fields(Exchange if exchange else Reply) if field.name != "report")
-
-
-def _remember(thing: Exchange | Reply, in_place: Sequence[str]) -> Callable[[], None]:
-    """A function that puts back what a hook changed; of the attributes `in_place` copies are kept."""
-    before = {name: getattr(thing, name) for name in _kept(isinstance(thing, Exchange))}
-    for name in in_place:
-        before[name] = copy_tree(before[name])
-
-    def undo() -> None:
-        for name, value in before.items():
-            setattr(thing, name, value)
-
-    return undo
-
-
-def _check_request(exchange: Exchange) -> None:
-    if not isinstance(exchange.messages, list) or not all(isinstance(message, dict) for message in exchange.messages):
-        raise TypeError("exchange.messages is no list of dicts")
-
-
-def _check_reply(reply: Reply) -> None:
-    if not isinstance(reply.message, dict):
-        raise TypeError("reply.message is no dict")
-
-
-def _hits(found: Any, query: SearchQuery) -> list[SearchHit]:  # noqa: ANN401 - whatever a plugin returned
-    hits = [] if found is None else list(found)
-    if not all(isinstance(hit, SearchHit) and _is_whole(hit) for hit in hits):
-        raise TypeError("on_search returned something that is no SearchHit, or one without a turn")
-    return hits[: query.k]
-
-
-def _is_whole(hit: SearchHit) -> bool:
-    """Whether the parts of a hit that others work with are what they should be."""
-    turn = hit.turn
-    return (
-        isinstance(hit.session, str)
-        and isinstance(turn, Turn)
-        and isinstance(turn.number, int)
-        and isinstance(turn.timestamp, (int, float))
-        and isinstance(turn.message, dict)
-        and isinstance(turn.metadata, Mapping)
-    )
-
-
-def _log_failure(plugin: str, hook: str, error: Exception, consequence: str) -> None:
-    """Say who failed and, at debug level, where; the error's own text may hold message text, so it is not logged."""
-    log.warning("plugin %r raised %s in %s; %s", plugin, type(error).__name__, hook, consequence)
-    if log.isEnabledFor(logging.DEBUG):
-        places = "".join(traceback.format_tb(error.__traceback__))
-        log.debug("%s of plugin %r:\n%s", type(error).__name__, plugin, places)
 
 
 def _name_of(plugin: object) -> str:
