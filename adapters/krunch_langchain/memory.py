@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import Runnable
+from langchain_core.runnables.config import ensure_config
 from langchain_core.runnables.utils import ConfigurableFieldSpec
 
 from krunch_langchain.history import KrunchChatMessageHistory
@@ -36,7 +37,8 @@ class KrunchMemory(Runnable[Any, list[BaseMessage]]):
         chain = RunnablePassthrough.assign(history=KrunchMemory("ann")) | prompt | model
 
     Args:
-        session_id: the conversation; None: `session_id` or `thread_id` of the call's config names it.
+        session_id: the conversation; None: `session_id` or `thread_id` names it, in the config of the call or of what
+            runs around it.
         mode: "recent", the last messages that fit; "full", all there are; "smart", the last ones, and what of the older
             ones matters for the question, quoted in one message.
         budget: tokens that "recent" and "smart" may take.
@@ -163,11 +165,14 @@ class KrunchMemory(Runnable[Any, list[BaseMessage]]):
         return found[::-1]
 
     def _session(self, config: RunnableConfig | None) -> str | None:
-        names = (config or {}).get("configurable") or {}
+        """The conversation that a chain means."""
+        if self.session_id is not None:
+            return self.session_id
+        names = ensure_config(config).get("configurable") or {}
         return next((str(names[field]) for field in _SESSION_FIELDS if names.get(field)), None)
 
     def _named(self, session: str | None) -> str:
-        name = self.session_id if self.session_id is not None else session
+        name = self.session_id if session is None else session
         if name is None:
             raise ValueError(
                 "KrunchMemory knows no session: give it a session_id, or call it with "
