@@ -21,7 +21,7 @@ from langchain.agents.middleware import (
     wrap_model_call,
 )
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
-from langchain_core.messages import AIMessage, ToolMessage
+from langchain_core.messages import AIMessage, SystemMessage, ToolMessage
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
@@ -531,3 +531,17 @@ async def test_a_first_question_is_kept_when_the_model_fails(serving: Serving) -
     agent.invoke(say(), THREAD)
 
     assert roles(serving) == ["system", "user", "assistant"]
+
+
+def test_a_prompt_of_blocks(serving: Serving) -> None:
+    """A system prompt of content blocks is recorded once, as it is, also where the first call fails."""
+    blocks: Any = [{"type": "text", "text": "Be careful.", "cache_control": {"type": "ephemeral"}}]
+    agent = agent_of(serving, tools=[], system_prompt=SystemMessage(blocks, name="house"))
+    played, serving.upstream.answer = serving.upstream.answer, lambda _: Answer("no", status=400)
+    with pytest.raises(Exception, match="no"):
+        agent.invoke(say(), THREAD)
+    serving.upstream.answer = played
+    agent.invoke(None, THREAD)
+
+    assert roles(serving) == ["system", "user", "assistant"]
+    assert from_turn(serving.store.turns("t")[0]) == SystemMessage(blocks, name="house")
