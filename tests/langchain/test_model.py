@@ -13,14 +13,15 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, get_usage_metadata_callback
 from langchain_core.language_models import BaseChatModel, GenericFakeChatModel
 from langchain_core.load import dumps
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage
 from langchain_core.output_parsers import StrOutputParser
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.runnables import ConfigurableField, RunnableLambda
 from langchain_core.tools import tool
 from played_model import STORY, PlayedModel
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from krunch_plugins import Krunch, RequestRefused, Settings, hookimpl, restore
 from krunch_plugins.upstream import Answer, ToolCall
@@ -440,6 +441,51 @@ def test_requests_fail_open(serving: Serving, caplog: pytest.LogCaptureFixture) 
     assert all(request["messages"][0]["content"] == STORY for request in serving.upstream.requests)
     assert "ZeroDivisionError" in caplog.text
     assert "warehouse" not in caplog.text
+
+
+class Plain(BaseChatModel):
+    """A model of somebody's own whose methods take what the caller gives, and nothing of LangChain's."""
+
+    given: list[dict[str, Any]] = Field(default=[])
+
+    @property
+    def _llm_type(self) -> str:
+        return "plain"
+
+    def _generate(self, messages: Any, stop: Any = None, **options: Any) -> ChatResult:  # type: ignore[override]
+        self.given.append(options)
+        return ChatResult(generations=[ChatGeneration(message=AIMessage("hi"))])
+
+    async def _agenerate(self, messages: Any, stop: Any = None, **options: Any) -> ChatResult:  # type: ignore[override]
+        return self._generate(messages, stop, **options)
+
+    def _stream(self, messages: Any, stop: Any = None, **options: Any) -> Any:  # type: ignore[override]
+        self.given.append(options)
+        yield ChatGenerationChunk(message=AIMessageChunk(content="hi"))
+
+    async def _astream(self, messages: Any, stop: Any = None, **options: Any) -> Any:  # type: ignore[override]
+        self.given.append(options)
+        yield ChatGenerationChunk(message=AIMessageChunk(content="hi"))
+
+
+@pytest.mark.parametrize("works", ["works", ""])
+async def test_a_model_that_knows_no_callbacks(works: str, serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model is called with the caller's options alone, whether Krunch works or fails; callbacks have each token."""
+    if not works:
+        monkeypatch.setattr("krunch_langchain.requests.openai_form", None)
+    model = krunchify(Plain(), serving.krunch)
+    watching = Watching()
+    config: Any = {"callbacks": [watching]}
+    said = [
+        model.invoke(STORY, config, heat=1).text,
+        (await model.ainvoke(STORY, config, heat=1)).text,
+        "".join(chunk.text for chunk in model.stream(STORY, config, heat=1)),
+        "".join([chunk.text async for chunk in model.astream(STORY, config, heat=1)]),
+    ]
+
+    assert said == ["hi"] * 4
+    assert model.given == [{"heat": 1}] * 4
+    assert [token for token in watching.tokens if token] == ["hi"] * 2
 
 
 def test_a_refusal_stops_the_call(serving: Serving) -> None:
