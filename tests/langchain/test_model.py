@@ -105,10 +105,9 @@ def test_tool_calls(serving: Serving) -> None:
     """Arguments of tool calls are expanded, whole and in streamed pieces; the shape of the binding is kept."""
     model, bare = serving.wrapped().bind_tools([search]), serving.bare().bind_tools([search])
     whole = model.invoke(STORY)
-    chunks: list[Any] = list(model.stream(STORY))
-    total = chunks[0]
-    for chunk in chunks[1:]:
-        total += chunk
+
+    async def collect() -> list[Any]:
+        return [chunk async for chunk in model.astream(STORY)]
 
     assert type(model) is type(bare)
     assert isinstance(model.bound, KrunchChatModel)  # type: ignore[attr-defined]
@@ -118,8 +117,33 @@ def test_tool_calls(serving: Serving) -> None:
     assert call["args"]["limit"] == 3
     assert call["args"]["query"].startswith("It ")
     assert call["args"]["query"].removeprefix("It ") in STORY
-    assert sum(bool(chunk.tool_call_chunks) for chunk in chunks) > 3
-    assert [one["args"] for one in total.tool_calls] == [call["args"]]
+    for chunks in (list(model.stream(STORY)), asyncio.run(collect())):
+        total: Any = chunks[0]
+        for chunk in chunks[1:]:
+            total += chunk
+        assert sum(bool(chunk.tool_call_chunks) for chunk in chunks) > 3
+        assert [one["args"] for one in total.tool_calls] == [call["args"]]
+
+
+@beta
+@pytest.mark.skipif(not hasattr(BaseChatModel, "stream_events"), reason="events v3 came with langchain-core 1.4")
+def test_tool_calls_in_events_v3(serving: Serving) -> None:
+    """Typed events give pieces of arguments that add up to what the model means, sync and async."""
+    model: Any = serving.wrapped().bind_tools([search])
+    whole = model.invoke(STORY)
+    events = list(model.stream_events(STORY, version="v3"))
+
+    async def collect() -> Any:
+        stream = await model.astream_events(STORY, version="v3")
+        return [event async for event in stream], (await stream.output).tool_calls
+
+    others, calls = asyncio.run(collect())
+    outputs = [model.stream_events(STORY, version="v3").output.tool_calls, calls]
+
+    assert [[call["args"] for call in output] for output in outputs] == [[whole.tool_calls[0]["args"]]] * 2
+    for told in (events, others):
+        assert "¤" not in str(told)
+        assert len(told) > 5
 
 
 def test_symbols_in_arguments_are_escaped(serving: Serving) -> None:
@@ -150,11 +174,17 @@ class Finding(BaseModel):
 def test_structured_output(schema: Any, method: Any, include_raw: bool, serving: Serving) -> None:  # noqa: FBT001 - a parameter
     """Structured output by every method, as class or dict, with the raw message or without: the values are expanded."""
     model: Any = serving.wrapped().with_structured_output(schema, method=method, include_raw=include_raw)
-    results: list[Any] = [model.invoke(STORY), asyncio.run(model.ainvoke(STORY))]
-    streamed: Any = None
-    for chunk in model.stream(STORY):
-        streamed = chunk if streamed is None or not include_raw else {**streamed, **chunk}
-    results.append(streamed)
+
+    async def asynchronously() -> tuple[Any, list[Any]]:
+        return await model.ainvoke(STORY), [chunk async for chunk in model.astream(STORY)]
+
+    awaited, collected = asyncio.run(asynchronously())
+    results: list[Any] = [model.invoke(STORY), awaited, *model.batch([STORY, STORY])]
+    for chunks in (list(model.stream(STORY)), collected):
+        streamed: Any = None
+        for chunk in chunks:
+            streamed = chunk if streamed is None or not include_raw else {**streamed, **chunk}
+        results.append(streamed)
 
     assert type(model) is type(serving.bare().with_structured_output(schema, method=method, include_raw=include_raw))
     for result in results:
