@@ -597,9 +597,9 @@ class Watched(ConversationStore):
         self.read += len(found)
         return found
 
-    def append(self, session: str, turns: Any, **options: Any) -> Any:
-        self.written += len(turns)
-        return super().append(session, turns, **options)
+    def append(self, session: str, messages: Any, **options: Any) -> range:
+        self.written += len(messages)
+        return super().append(session, messages, **options)
 
     def get_state(self, *args: Any, **options: Any) -> bytes | None:
         data = super().get_state(*args, **options)

@@ -117,10 +117,11 @@ def test_tool_calls(serving: Serving) -> None:
     assert call["args"]["limit"] == 3
     assert call["args"]["query"].startswith("It ")
     assert call["args"]["query"].removeprefix("It ") in STORY
-    for chunks in (list(model.stream(STORY)), asyncio.run(collect())):
-        total: Any = chunks[0]
-        for chunk in chunks[1:]:
-            total += chunk
+    streamed: list[Any] = list(model.stream(STORY))
+    for chunks in (streamed, asyncio.run(collect())):
+        total: Any = None
+        for chunk in chunks:
+            total = chunk if total is None else total + chunk
         assert sum(bool(chunk.tool_call_chunks) for chunk in chunks) > 3
         assert [one["args"] for one in total.tool_calls] == [call["args"]]
 
