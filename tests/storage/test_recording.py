@@ -94,6 +94,25 @@ def test_a_client_that_moves_messages(open_store: Open) -> None:
     assert client.texts() == ["be kind", "u1", "a1", "u2", "a2"]
 
 
+def test_a_client_whose_calls_overlap(open_store: Open) -> None:
+    """Replies that a client sends in another order than they came in, after edited questions, are there once each."""
+    client = Client(open_store())
+    for name in ("one", "two", "three"):
+        client.call([SYSTEM, user(f"please: {name}")], f"answer {name}")
+    history = [SYSTEM]
+    for name in ("three", "one", "two"):
+        history += [user(name), bot(f"answer {name}")]
+        client.call([*history, user(f"after {name}")], f"answer after {name}")
+    said = client.texts()
+
+    assert [text for text in said if text.startswith("answer")] == [
+        f"answer {what}{name}"
+        for what, names in (("", ("one", "two", "three")), ("after ", ("three", "one", "two")))
+        for name in names
+    ]
+    assert sorted(said) == sorted(set(said))
+
+
 def test_clients_that_rewrite_the_form(open_store: Open) -> None:
     """Text as parts, added empty fields, stripped space and cache marks do not make a message another one."""
     client = Client(open_store())
