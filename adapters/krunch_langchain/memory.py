@@ -12,7 +12,7 @@ from langchain_core.runnables.config import ensure_config
 from langchain_core.runnables.utils import ConfigurableFieldSpec
 
 from krunch_langchain.history import KrunchChatMessageHistory
-from krunch_langchain.history_turns import Claims, belongs, message_of
+from krunch_langchain.history_turns import Claims, belongs, came_back, message_of, order_of
 from krunch_langchain.messages import from_openai
 from krunch_langchain.shared import krunch_and_store
 
@@ -151,18 +151,18 @@ class KrunchMemory(Runnable[Any, list[BaseMessage]]):
         claims = Claims.read(self.store, session, self.tenant, range(start, info.stop))
         if head:
             claims.merge(Claims.read(self.store, session, self.tenant, head))
-        found: list[BaseMessage] = []
-        at, in_use = len(turns), claims.in_use(turns)
+        found: list[tuple[Turn | None, BaseMessage]] = []
+        at, in_use, again = len(turns), claims.in_use(turns), came_back(turns, claims)
         for message in reversed(context):
             place = next((index for index in reversed(range(at)) if turns[index].message == message), None)
             if place is None:
-                found.append(from_openai(message))
+                found.append((None, from_openai(message)))
                 continue
             at = place
-            turn: Turn = turns[place]
-            if belongs(turn, claims, in_use=in_use):
-                found.append(message_of(turn, claims))
-        return found[::-1]
+            turn = turns[place]
+            if turn.number not in again and belongs(turn, claims, in_use=in_use):
+                found.append((turn, message_of(turn, claims)))
+        return _in_order(found[::-1])
 
     def _session(self, config: RunnableConfig | None) -> str | None:
         """The conversation that a chain means."""
@@ -199,6 +199,15 @@ class KrunchMemory(Runnable[Any, list[BaseMessage]]):
         picked = self._picked(value)
         asked = [message for message in _messages(picked, HumanMessage) if message.type == "human"]
         return str(asked[-1].text) if asked else None
+
+
+def _in_order(found: Sequence[tuple[Turn | None, BaseMessage]]) -> list[BaseMessage]:
+    """The messages, those that are turns in the history's order; what is none stays behind what it stood behind."""
+    places: list[tuple[int, int, int]] = []
+    for turn, _ in found:
+        before = places[-1] if places else (-1, 0, 0)
+        places.append(before if turn is None else order_of(turn))
+    return [found[index][1] for index in sorted(range(len(found)), key=places.__getitem__)]
 
 
 def _messages(value: Any, kind: type[HumanMessage | AIMessage]) -> list[BaseMessage]:  # noqa: ANN401 - what chains give

@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from krunch_langchain import KrunchChatMessageHistory, openai_form, turn_metadata
+from krunch_langchain import KrunchChatMessageHistory, KrunchMemory, openai_form, turn_metadata
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import (
     AIMessage,
@@ -483,6 +483,48 @@ def test_a_chain_that_breaks_after_its_model(krunch: Krunch, store: Conversation
     assert texts(make("s").messages) == ["one", "answer to one", "one", "answer to one"]
 
 
+def test_a_chain_with_a_template_that_breaks_after_its_model(krunch: Krunch, store: ConversationStore) -> None:
+    """What such an exchange brought along of the history is not said again; what was said again is there again."""
+    fails = iter([False, False, True, True, False, False])
+    seen: list[list[str]] = []
+
+    def make(session: str) -> KrunchChatMessageHistory:
+        return KrunchChatMessageHistory(session, store=store)
+
+    def parse(message: BaseMessage) -> BaseMessage:
+        seen.append(texts(make("s").messages))  # as a call that overlaps reads it: recorded, and not claimed yet
+        if next(fails):
+            raise ValueError("not what was asked for")
+        return AIMessage(message.text.upper())
+
+    chain = with_history(
+        PROMPT | Recording(krunch=krunch, session="s") | parse,
+        make,
+        input_messages_key="question",
+        history_messages_key="past",
+    )
+    said: list[str] = []
+    for question, breaks in (
+        ("one", ""),
+        ("one", ""),
+        ("two", "breaks"),
+        ("three", "breaks"),
+        ("one", ""),
+        ("two", ""),
+    ):
+        worded = [f"Please: {question}", f"answer to Please: {question}"]
+        if breaks:
+            with pytest.raises(ValueError, match="not what"):
+                chain.invoke({"question": question}, of())
+        else:
+            chain.invoke({"question": question}, of())
+        assert [text for text in seen[-1] if text != "Be brief."][: len(said)] == said
+        assert len(seen[-1]) <= len(said) + 2 + ("Be brief." in seen[-1])
+        said += worded if breaks else [question, worded[1].upper()]
+        assert texts(make("s").messages) == said
+        assert texts(KrunchMemory("s", mode="recent", krunch=krunch).load()) == said
+
+
 def test_several_configurable_fields(store: ConversationStore) -> None:
     """A history can be chosen by more than one field, a tenant among them."""
 
@@ -586,30 +628,35 @@ def test_long_sessions(store: ConversationStore) -> None:
 
 
 class Watched(ConversationStore):
-    """Counts the turns, and the bytes of states, that are read of it and written to it."""
+    """Counts the turns, and the bytes of states, that this thread reads of it and writes to it."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory, upkeep_seconds=0)
         self.read = self.written = 0
+        self.thread = threading.get_ident()  # indexes are brought up to date in others
+
+    def count(self, *, read: int = 0, written: int = 0) -> None:
+        if threading.get_ident() == self.thread:
+            self.read, self.written = self.read + read, self.written + written
 
     def turns(self, *args: Any, **options: Any) -> list[Turn]:
         found = super().turns(*args, **options)
-        self.read += len(found)
+        self.count(read=len(found))
         return found
 
     def append(self, session: str, messages: Any, **options: Any) -> range:
-        self.written += len(messages)
+        self.count(written=len(messages))
         return super().append(session, messages, **options)
 
     def get_state(self, *args: Any, **options: Any) -> bytes | None:
         data = super().get_state(*args, **options)
-        self.read += len(data or b"")
+        self.count(read=len(data or b""))
         return data
 
     def update_state(self, session: str, name: str, change: Any, **options: Any) -> Any:
         def counted(data: bytes | None) -> Any:
             changed = change(data)
-            self.written += len(changed or b"")
+            self.count(written=len(changed or b""))
             return changed
 
         return super().update_state(session, name, counted, **options)
