@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from krunch_langchain import KrunchMiddleware, KrunchToolResults, from_turn, krunchify
+from krunch_langchain import KrunchMiddleware, KrunchSaver, KrunchToolResults, from_turn, krunchify
 from langchain.agents import create_agent
 from langchain.agents.middleware import (
     ClearToolUsesEdit,
@@ -67,12 +67,15 @@ def roles(serving: Serving, session: str = "t") -> list[str]:
 TURN = ["user", "assistant", "tool", "assistant"]
 
 
-def test_forty_turns(serving: Serving) -> None:
+@pytest.mark.parametrize("saver", ["in memory", "Krunch's, async"])
+async def test_forty_turns(saver: str, serving: Serving) -> None:
     """Over forty turns with tools and a checkpointer, every request is smaller and restorable; nothing is doubled."""
-    agent = agent_of(serving)
+    ours = saver != "in memory"
+    agent = agent_of(serving, checkpointer=KrunchSaver(serving.store) if ours else InMemorySaver())
     state: Any = {}
     for number in range(40):
-        state = agent.invoke(say(f"{number}: {STORY}"), THREAD)
+        given = say(f"{number}: {STORY}")
+        state = await agent.ainvoke(given, THREAD) if ours else agent.invoke(given, THREAD)
     turns = serving.store.turns("t")
     before, after = (sum(column) for column in zip(*serving.played.saved, strict=True))
 
