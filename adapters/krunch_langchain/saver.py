@@ -51,7 +51,8 @@ class KrunchSaver(BaseCheckpointSaver[Any]):
     takes what was added, and what was written by a task and then put into the state is stored once.
 
     Nothing is ever unpickled, and only LangGraph's own safe types are built when a state is read; others come back as
-    plain data, with a warning from LangGraph that names them. Say which of yours may be built with `allowed_types`.
+    plain data, with a warning from LangGraph that names them. Say which of yours may be built with `allowed_types`;
+    those that a graph's state names are added where LangGraph does so (`LANGGRAPH_STRICT_MSGPACK`).
 
     Args:
         store: where to keep them; default `shared_store()`.
