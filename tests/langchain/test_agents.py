@@ -426,20 +426,21 @@ class Finding(BaseModel):
 @pytest.mark.parametrize(
     "strategy", [ToolStrategy, ProviderStrategy, lambda schema: schema], ids=["tool", "provider", "auto"]
 )
-def test_structured_output(strategy: Any, serving: Serving) -> None:
+async def test_structured_output(strategy: Any, serving: Serving) -> None:
     """Structured output by either strategy, or the one the agent chooses by the model's profile, is expanded."""
     agent = agent_of(serving, tools=[], response_format=strategy(Finding))
-    state = agent.invoke(say(), THREAD)
-    found = state["structured_response"]
+    states = [agent.invoke(say(), THREAD), await agent.ainvoke(say(), THREAD)]
+    states.append([part async for part in agent.astream(say(), THREAD, stream_mode="values")][-1])
 
-    assert isinstance(found, Finding)
-    assert found.where.removeprefix("It ") in STORY
-    assert "¤" not in str(state["messages"])
-    agent.invoke(say(), THREAD)
-    assert roles(serving).count("user") == 2
+    for state in states:
+        assert isinstance(state["structured_response"], Finding)
+        assert state["structured_response"].where.removeprefix("It ") in STORY
+        assert "¤" not in str(state["messages"])
+    assert roles(serving).count("user") == 3
 
 
-def test_a_subagent_has_a_session_of_its_own(serving: Serving) -> None:
+@pytest.mark.parametrize("way", ["invoke", "ainvoke", "astream"])
+async def test_a_subagent_has_a_session_of_its_own(way: str, serving: Serving) -> None:
     """What an agent in a tool says, and a model that a tool asks, is not mixed with the conversation of the agent."""
     inner: Any = create_agent(serving.bare(), [], middleware=[KrunchMiddleware(serving.krunch)], system_prompt="Inner.")
 
@@ -450,7 +451,18 @@ def test_a_subagent_has_a_session_of_its_own(serving: Serving) -> None:
         text: str = inner.invoke(say(f"{query}: {STORY}"))["messages"][-1].text
         return text
 
-    agent_of(serving, tools=[ask]).invoke(say(), THREAD)
+    @tool("ask")
+    async def aask(query: str) -> str:
+        """Ask another agent."""
+        await serving.wrapped().ainvoke(f"aside: {STORY}")
+        text: str = (await inner.ainvoke(say(f"{query}: {STORY}")))["messages"][-1].text
+        return text
+
+    agent = agent_of(serving, tools=[ask if way == "invoke" else aask])
+    if way == "astream":
+        [part async for part in agent.astream(say(), THREAD, stream_mode="messages", subgraphs=True)]
+    else:
+        _ = agent.invoke(say(), THREAD) if way == "invoke" else await agent.ainvoke(say(), THREAD)
     sessions = serving.store.sessions()
 
     assert roles(serving) == ["system", *TURN]

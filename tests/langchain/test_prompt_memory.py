@@ -21,6 +21,7 @@ from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from langchain_tests.integration_tests import RetrieversIntegrationTests
 
 from krunch_plugins import ConversationStore, Krunch, Settings, Turn
+from krunch_plugins.tokens import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -78,7 +79,9 @@ def test_recent_full_and_smart(krunch: Krunch) -> None:
     assert 2 <= len(recent) < 30
     assert not any("flower pot" in text for text in texts(recent))
     assert any("flower pot" in text for text in texts(smart))
-    assert sum(len(text) for text in texts(smart)) < 400 * 6
+    count = load("o200k_base").count
+    for messages in (recent, smart):
+        assert 200 < sum(count(text) for text in texts(messages)) <= 400
 
 
 def test_messages_that_fit_are_the_originals(krunch: Krunch) -> None:
