@@ -50,7 +50,9 @@ class Told(BaseCallbackHandler):
 
     def on_chat_model_start(self, serialized: Any, messages: Any, **more: Any) -> None:
         self.names.append("start")
-        facts = [more[name] for name in ("name", "tags", "metadata", "invocation_params", "options")]
+        # Older versions of langchain-core tell of a stream all that the model's own method is called with.
+        options = {name: value for name, value in more["options"].items() if name != "krunch_owner"}
+        facts = [*(more[name] for name in ("name", "tags", "metadata", "invocation_params")), options]
         self.runs.append([serialized, [message.text for message in messages[0]], *facts])
 
     def on_llm_new_token(self, token: Any, **more: Any) -> None:
