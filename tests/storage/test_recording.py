@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from krunch_plugins import ConversationStore, Exchange, Krunch, Reply, Report, Settings
@@ -15,6 +15,7 @@ from krunch_plugins.storage.plugin import StoragePlugin
 from krunch_plugins.storage.recorder import digest, unrecorded
 
 Open = Callable[..., ConversationStore]
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault
 
 
 class Client:
@@ -221,6 +222,7 @@ def test_as_a_plugin_of_krunch(open_store: Open) -> None:
     assert [turn.message["content"] for turn in store.turns("s")] == [text, "one", text + "again", "two"]
 
 
+@patient
 @given(
     history=st.lists(st.sampled_from("abc"), max_size=12),
     start=st.integers(0, 12),
@@ -235,6 +237,7 @@ def test_windows_of_any_history(history: list[str], start: int, added: list[str]
     assert [window[index] for index in new] == added
 
 
+@patient
 @given(
     history=st.lists(st.sampled_from("abc"), min_size=1, max_size=12),
     place=st.integers(0, 11),
