@@ -25,7 +25,8 @@ test: $(READY)  ## the whole test suite
 
 test-versions:  ## the adapters against the oldest and the newest LiteLLM, LangChain and LangGraph; takes long
 	tests/versions/run.sh "oldest litellm" litellm
-	tests/versions/run.sh -e agents,litellm -t tests/langchain "oldest langchain-core" "langchain-core langchain langgraph"
+	tests/versions/run.sh -e agents,litellm -t tests/langchain "oldest langchain-core" "oldest langchain" \
+	    "langchain-core langchain langgraph"
 	tests/versions/run.sh -e agents,litellm -t "tests/langchain/test_saver.py tests/langchain/test_memory_store.py" \
 	    "oldest langgraph-checkpoint" "langgraph-checkpoint langgraph langchain-core"
 

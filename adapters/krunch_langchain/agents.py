@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from langchain.agents.middleware import AgentMiddleware
-from langchain_core.messages import BaseMessage, SystemMessage, ToolMessage, convert_to_messages
+from langchain_core.messages import BaseMessage, ToolMessage, convert_to_messages
 from langgraph.types import Command
 
 from krunch_langchain.messages import LazyMetadata, openai_form
@@ -213,8 +213,8 @@ class _WithToolResults(KrunchMiddleware):
 
 def _asked(request: ModelRequest[Any]) -> list[BaseMessage]:
     """What a request asks, the system prompt first: recorded when it fails, it is not recorded again by a retry."""
-    prompt = request.system_prompt
-    return [SystemMessage(prompt), *request.messages] if prompt else list(request.messages)
+    prompt = request.system_message
+    return list(request.messages) if prompt is None else [prompt, *request.messages]
 
 
 def _updated(update: Any) -> list[BaseMessage]:  # noqa: ANN401 - a command's update, in any of its forms

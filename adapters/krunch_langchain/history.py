@@ -94,12 +94,14 @@ class KrunchChatMessageHistory(BaseChatMessageHistory):
             NotStorable: something in them (an artifact, say) cannot be stored; nothing was.
             StoreError: they could not be stored.
         """
-        self._add(messages, with_history=self._holds_history(sys._getframe(1)))  # noqa: SLF001 - as above
+        of_chain = _asked_at_the_end(sys._getframe(1))  # noqa: SLF001 - as above
+        self._add(messages, of_chain=of_chain, with_history=self._was_asked() and of_chain)
 
     async def aadd_messages(self, messages: Sequence[BaseMessage]) -> None:
         """`add_messages`, in a worker thread."""
-        with_history = self._holds_history(sys._getframe(1))  # noqa: SLF001 - as above
-        await asyncio.to_thread(self._add, messages, with_history=with_history)
+        of_chain = _asked_at_the_end(sys._getframe(1))  # noqa: SLF001 - as above
+        with_history = self._was_asked() and of_chain
+        await asyncio.to_thread(self._add, messages, of_chain=of_chain, with_history=with_history)
 
     def clear(self) -> None:
         """Remove the whole session and every trace of it on disk."""
@@ -126,13 +128,13 @@ class KrunchChatMessageHistory(BaseChatMessageHistory):
             self._given.update((id(message), message) for message in messages)
         return messages
 
-    def _holds_history(self, caller: FrameType) -> bool:
+    def _was_asked(self) -> bool:
         """Whether what is added begins with what came from here: LangChain has just asked how much to cut off."""
         asked = _asked.get()
         _asked.set(None)
-        return asked is self and _asked_at_the_end(caller)
+        return asked is self
 
-    def _add(self, messages: Sequence[BaseMessage], *, with_history: bool) -> None:
+    def _add(self, messages: Sequence[BaseMessage], *, of_chain: bool, with_history: bool) -> None:
         if with_history:
             messages = messages[self._given_of(messages) :]
         batch = [message_chunk_to_message(message) for message in messages]
@@ -140,7 +142,7 @@ class KrunchChatMessageHistory(BaseChatMessageHistory):
         if not batch:
             return
         for _ in range(_ATTEMPTS):
-            if self._store(batch, stored):
+            if self._store(batch, stored, of_chain=of_chain):
                 return
         raise StoreError(f"other processes kept claiming turns of this session; gave up after {_ATTEMPTS} attempts")
 
@@ -162,7 +164,9 @@ class KrunchChatMessageHistory(BaseChatMessageHistory):
         claims = Claims.read(self.store, self.session_id, self.tenant, range(start, stop + 1))
         return given_before(messages, reads, {turn.number: message_of(turn, claims) for turn in turns})
 
-    def _store(self, batch: Sequence[BaseMessage], stored: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> bool:
+    def _store(
+        self, batch: Sequence[BaseMessage], stored: Sequence[tuple[dict[str, Any], dict[str, Any]]], *, of_chain: bool
+    ) -> bool:
         """Claim what is recorded and store the rest; False if somebody else claimed some of it meanwhile."""
         info = self.store.info(self.session_id, self.tenant)
         first, stop = (info.first, info.stop) if info else (0, 0)
@@ -170,7 +174,7 @@ class KrunchChatMessageHistory(BaseChatMessageHistory):
         noted, found = Claims(), {}
         if any(MARK not in turn.metadata for turn in turns):
             reads = self._read_at(batch, stop)
-            found = match(batch, turns, claims, reads)
+            found = match(batch, turns, claims, reads, of_chain=of_chain)
             noted = claim(batch, found, turns, claims, min(reads))
             if not noted.write(self.store, self.session_id, self.tenant):
                 return False

@@ -156,26 +156,63 @@ def belongs(turn: Turn, claims: Claims, *, in_use: bool) -> bool:
 
 def shown(turns: Sequence[Turn], claims: Claims) -> list[tuple[int, BaseMessage]]:
     """The history: number and message of each turn that is part of it, in order."""
-    in_use = claims.in_use(turns)
-    kept = sorted((turn for turn in turns if belongs(turn, claims, in_use=in_use)), key=_order)
+    in_use, again = claims.in_use(turns), came_back(turns, claims)
+    own = (turn for turn in turns if turn.number not in again and belongs(turn, claims, in_use=in_use))
+    kept = sorted(own, key=order_of)
     return [(turn.number, message_of(turn, claims)) for turn in kept]
 
 
-def match(batch: Sequence[BaseMessage], turns: Sequence[Turn], claims: Claims, reads: Sequence[int]) -> dict[int, Turn]:
+def came_back(turns: Sequence[Turn], claims: Claims) -> set[int]:
+    """Numbers of turns that are words of the history, which a later request brought along.
+
+    The wrapper sends what the history says, a question as the user put it, where a template's wording of it was
+    recorded; so it is recorded, too. It is hidden when the history claims the exchange. Until then, and for good where
+    the chain failed after its model had answered, this tells it from what was asked anew: a reply follows that.
+    """
+    free = [
+        turn
+        for turn in turns
+        if METADATA_KEY in turn.metadata and MARK not in turn.metadata and claims.flags.get(turn.number) != _CLAIMED
+    ]
+    if not claims.changes or all(turn.number in claims.flags for turn in free):
+        return set()
+    said: dict[str, list[int]] = {}
+    for turn in turns:
+        words = gist_of(openai_form(message_of(turn, claims))) if turn.number in claims.changes else None
+        if words is not None and words != gist_of(turn.message):
+            said.setdefault(words, []).append(turn.number)
+    replies = {turn.number for turn in turns if _is_reply(turn)}
+    again = set()
+    for turn in free:
+        numbers = said.get(gist_of(turn.message))
+        asked = turn.number + 1 in replies and turn.message.get("role") not in ("assistant", *_INSTRUCTIONS)
+        if numbers and numbers[0] < turn.number and not asked:
+            del numbers[0]
+            again.add(turn.number)
+    return again
+
+
+def match(
+    batch: Sequence[BaseMessage], turns: Sequence[Turn], claims: Claims, reads: Sequence[int], *, of_chain: bool = False
+) -> dict[int, Turn]:
     """Which messages of a batch were recorded already: position and turn, both in order.
 
     A turn is taken for a message if it has its id; or else its words, if it was recorded since the history was read, or
     stands right before one that was taken. From the end backwards, the nearest first: so a user who says the same
     thing twice has said it twice. A question whose answer was taken takes the user's turn right before that, whatever
-    a template made of its words.
+    a template made of its words. Where a chain made other words of its model's reply, its answer takes the last reply
+    that was recorded since it began.
 
     Args:
         batch: the messages that LangChain hands over.
         turns: the session's newest turns.
         claims: what is claimed of them.
         reads: numbers of the session's next turn when the history was read, at least one.
+        of_chain: the batch is what a chain was asked and answered, and the last read was when it began.
     """
+    again = came_back(turns, claims)
     free = [turn for turn in turns if MARK not in turn.metadata and claims.flags.get(turn.number) != _CLAIMED]
+    free = [turn for turn in free if turn.number not in again]
     known: list[_Known] = [(turn, *_facts(turn)) for turn in free]
     found: dict[int, Turn] = {}
     end, since = len(known), min(reads)
@@ -185,6 +222,9 @@ def match(batch: Sequence[BaseMessage], turns: Sequence[Turn], claims: Claims, r
     for position in reversed(range(len(batch))):
         fresh = _Fresh(since, hidden)
         index = _place(batch[position], known[:end], fresh, found.get(position + 1))
+        if index is None and of_chain and position == len(batch) - 1 and batch[position].type == "ai":
+            replies = (place for place, (turn, *_) in enumerate(known) if turn.number >= max(reads) and _is_reply(turn))
+            index = max(replies, default=None)
         if index is not None:
             turn = found[position] = known[index][0]
             end = index
@@ -269,7 +309,8 @@ def _is_reply(turn: Turn | None) -> bool:
     return turn is not None and turn.message.get("role") == "assistant" and "model" in turn.metadata
 
 
-def _order(turn: Turn) -> tuple[int, int, int]:
+def order_of(turn: Turn) -> tuple[int, int, int]:
+    """Where a turn belongs in the history, to sort by."""
     mark = turn.metadata.get(MARK)
     before = mark.get("before") if isinstance(mark, dict) else None
     return (turn.number, 1, 0) if before is None else (before, 0, turn.number)

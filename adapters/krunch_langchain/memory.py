@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import Runnable
+from langchain_core.runnables.config import ensure_config
 from langchain_core.runnables.utils import ConfigurableFieldSpec
 
 from krunch_langchain.history import KrunchChatMessageHistory
-from krunch_langchain.history_turns import Claims, belongs, message_of
+from krunch_langchain.history_turns import Claims, belongs, came_back, message_of, order_of
 from krunch_langchain.messages import from_openai
 from krunch_langchain.shared import krunch_and_store
 
@@ -36,7 +37,8 @@ class KrunchMemory(Runnable[Any, list[BaseMessage]]):
         chain = RunnablePassthrough.assign(history=KrunchMemory("ann")) | prompt | model
 
     Args:
-        session_id: the conversation; None: `session_id` or `thread_id` of the call's config names it.
+        session_id: the conversation; None: `session_id` or `thread_id` names it, in the config of the call or of what
+            runs around it.
         mode: "recent", the last messages that fit; "full", all there are; "smart", the last ones, and what of the older
             ones matters for the question, quoted in one message.
         budget: tokens that "recent" and "smart" may take.
@@ -149,25 +151,28 @@ class KrunchMemory(Runnable[Any, list[BaseMessage]]):
         claims = Claims.read(self.store, session, self.tenant, range(start, info.stop))
         if head:
             claims.merge(Claims.read(self.store, session, self.tenant, head))
-        found: list[BaseMessage] = []
-        at, in_use = len(turns), claims.in_use(turns)
+        found: list[tuple[Turn | None, BaseMessage]] = []
+        at, in_use, again = len(turns), claims.in_use(turns), came_back(turns, claims)
         for message in reversed(context):
             place = next((index for index in reversed(range(at)) if turns[index].message == message), None)
             if place is None:
-                found.append(from_openai(message))
+                found.append((None, from_openai(message)))
                 continue
             at = place
-            turn: Turn = turns[place]
-            if belongs(turn, claims, in_use=in_use):
-                found.append(message_of(turn, claims))
-        return found[::-1]
+            turn = turns[place]
+            if turn.number not in again and belongs(turn, claims, in_use=in_use):
+                found.append((turn, message_of(turn, claims)))
+        return _in_order(found[::-1])
 
     def _session(self, config: RunnableConfig | None) -> str | None:
-        names = (config or {}).get("configurable") or {}
+        """The conversation that a chain means."""
+        if self.session_id is not None:
+            return self.session_id
+        names = ensure_config(config).get("configurable") or {}
         return next((str(names[field]) for field in _SESSION_FIELDS if names.get(field)), None)
 
     def _named(self, session: str | None) -> str:
-        name = self.session_id if self.session_id is not None else session
+        name = self.session_id if session is None else session
         if name is None:
             raise ValueError(
                 "KrunchMemory knows no session: give it a session_id, or call it with "
@@ -194,6 +199,15 @@ class KrunchMemory(Runnable[Any, list[BaseMessage]]):
         picked = self._picked(value)
         asked = [message for message in _messages(picked, HumanMessage) if message.type == "human"]
         return str(asked[-1].text) if asked else None
+
+
+def _in_order(found: Sequence[tuple[Turn | None, BaseMessage]]) -> list[BaseMessage]:
+    """The messages, those that are turns in the history's order; what is none stays behind what it stood behind."""
+    places: list[tuple[int, int, int]] = []
+    for turn, _ in found:
+        before = places[-1] if places else (-1, 0, 0)
+        places.append(before if turn is None else order_of(turn))
+    return [found[index][1] for index in sorted(range(len(found)), key=places.__getitem__)]
 
 
 def _messages(value: Any, kind: type[HumanMessage | AIMessage]) -> list[BaseMessage]:  # noqa: ANN401 - what chains give

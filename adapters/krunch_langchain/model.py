@@ -179,14 +179,11 @@ class KrunchChatModel(DelegatingChatModel):
         owner, options = self._split(kwargs, run_manager)
         call = prepared(self._serving, self.bound, messages, owner, options)
         if call is None:
-            yield from self.bound._stream(messages, stop=stop, run_manager=run_manager, **options)
+            yield from _told(self.bound._stream(messages, stop=stop, **options), run_manager)
             return
         reply = StreamedReply(call.exchange, _run_id(run_manager))
         try:
-            for chunk in reply.expanded(self.bound._stream(call.messages, stop=stop, **options)):
-                if run_manager:
-                    run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                yield chunk
+            yield from _told(reply.expanded(self.bound._stream(call.messages, stop=stop, **options)), run_manager)
         finally:
             reply.finish()
 
@@ -200,7 +197,9 @@ class KrunchChatModel(DelegatingChatModel):
         owner, options = self._split(kwargs, run_manager)
         call = await aprepared(self._serving, self.bound, messages, owner, options)
         if call is None:
-            async for chunk in self.bound._astream(messages, stop=stop, run_manager=run_manager, **options):
+            async for chunk in self.bound._astream(messages, stop=stop, **options):
+                if run_manager:
+                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
             return
         reply = StreamedReply(call.exchange, _run_id(run_manager))
@@ -298,6 +297,16 @@ def krunchify(
             f"found none in {type(model).__name__}"
         )
     return wrapped
+
+
+def _told(
+    chunks: Iterator[ChatGenerationChunk], run_manager: CallbackManagerForLLMRun | None
+) -> Iterator[ChatGenerationChunk]:
+    """The chunks, of which callbacks are told; the model inside is not asked to, for not every one can."""
+    for chunk in chunks:
+        if run_manager:
+            run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+        yield chunk
 
 
 def _run_id(run_manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None) -> str | None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from krunch_plugins import SearchHit
 
-_FILTERS = ("session", "k", "after", "before", "roles", "metadata")
+_FILTERS = ("session", "k", "after", "before", "roles", "turn_metadata")
 
 
 class KrunchRetriever(BaseRetriever):
@@ -40,7 +40,7 @@ class KrunchRetriever(BaseRetriever):
         after: only turns stored at or after this time: a datetime, or seconds since the epoch.
         before: only turns stored before this time.
         roles: only messages of these roles: "user", "assistant", "tool", "system".
-        metadata: only turns whose metadata holds all of these.
+        turn_metadata: only turns whose metadata holds all of these. (`metadata` is what LangChain tells tracers.)
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -53,7 +53,7 @@ class KrunchRetriever(BaseRetriever):
     after: float | None = None
     before: float | None = None
     roles: frozenset[str] | None = None
-    metadata: dict[str, Any] | None = None
+    turn_metadata: dict[str, Any] | None = None
     _krunch: Krunch = PrivateAttr()
 
     @field_validator("after", "before", mode="before")
@@ -99,7 +99,8 @@ class KrunchRetriever(BaseRetriever):
         filters = {name: given.get(name, getattr(self, name)) for name in _FILTERS}
         for name in ("after", "before"):
             filters[name] = self._seconds(filters[name])
-        return filters
+        wanted = filters.pop("turn_metadata")
+        return {**filters, "metadata": wanted}
 
 
 def _document(hit: SearchHit) -> Document:

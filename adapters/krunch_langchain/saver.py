@@ -51,7 +51,8 @@ class KrunchSaver(BaseCheckpointSaver[Any]):
     takes what was added, and what was written by a task and then put into the state is stored once.
 
     Nothing is ever unpickled, and only LangGraph's own safe types are built when a state is read; others come back as
-    plain data, with a warning from LangGraph that names them. Say which of yours may be built with `allowed_types`.
+    plain data, with a warning from LangGraph that names them. Say which of yours may be built with `allowed_types`;
+    those that a graph's state names are added where LangGraph does so (`LANGGRAPH_STRICT_MSGPACK`).
 
     Args:
         store: where to keep them; default `shared_store()`.
@@ -81,7 +82,6 @@ class KrunchSaver(BaseCheckpointSaver[Any]):
         self._lock = threading.Lock()
         self._threads: OrderedDict[str, ThreadLog] = OrderedDict()
         self._sizes: dict[str, int] = {}
-        self._held = 0
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """The checkpoint that a config names, or the newest of its thread and namespace; None if there is none.
@@ -304,11 +304,10 @@ class KrunchSaver(BaseCheckpointSaver[Any]):
             # Logs grow after they were handed out, so those that were last are counted again; not all of them each
             # time, which took 5 ms with 40,000 threads.
             for name in islice(reversed(self._threads), _COUNTED_AGAIN):
-                size = self._threads[name].bytes
-                self._held += size - self._sizes.get(name, 0)
-                self._sizes[name] = size
-            while (self._held > _HELD_BYTES or len(self._threads) > _HELD_THREADS) and len(self._threads) > 1:
-                self._held -= self._sizes.pop(self._threads.popitem(last=False)[0], 0)
+                self._sizes[name] = self._threads[name].bytes
+            held = sum(self._sizes.values())  # not kept: LangGraph makes shallow copies of savers
+            while (held > _HELD_BYTES or len(self._threads) > _HELD_THREADS) and len(self._threads) > 1:
+                held -= self._sizes.pop(self._threads.popitem(last=False)[0], 0)
             return log
 
     def _tuple(self, state: State, thread: str, place: Place) -> CheckpointTuple:

@@ -60,11 +60,15 @@ def _without(value: object) -> object:
 
 def answered(recorded: Sequence[Digest], after: int, answer: Digest) -> bool:
     """Whether this answer stands among those that were recorded from position `after` on, one for each attempt."""
-    while after < len(recorded) and recorded[after].startswith(REPLY):
+    while after < len(recorded) and _is_reply(recorded[after]):
         if recorded[after] == answer:
             return True
         after += 1
     return False
+
+
+def _is_reply(one: Digest) -> bool:
+    return one.startswith(REPLY)
 
 
 def compare(
@@ -110,7 +114,8 @@ def unrecorded(recorded: Sequence[Digest], sent: Sequence[Digest]) -> tuple[list
     """Which messages of a request have not been recorded.
 
     The request is laid over what was recorded, longest common runs first. What fits was sent before. What does not is
-    new, unless it stands before something that fits and was recorded elsewhere: then the client moved it.
+    new, unless it was recorded elsewhere and is a reply, or stands before a reply or something that fits: then the
+    client moved it.
 
     Args:
         recorded: the session's turns.
@@ -128,18 +133,21 @@ def unrecorded(recorded: Sequence[Digest], sent: Sequence[Digest]) -> tuple[list
     if common in (len(recorded), len(sent)):
         return list(range(common, len(sent))), common
     fits = _laid_over(recorded, sent, common)
-    last = max(fits, default=-1)
     spare: dict[Digest, int] = {}
     fitting = set(fits.values())
     for at, ours in enumerate(recorded):
         if at not in fitting:
             spare[ours] = spare.get(ours, 0) + 1
+    # A client whose calls overlap may have the exchanges in another order than they were recorded in. A reply that it
+    # sends came from the model, and was recorded then; what stands before it was sent before.
+    old = [index for index, one in enumerate(sent) if index in fits or (_is_reply(one) and one in spare)]
+    last = max(old, default=-1)
     new = []
     for index, theirs in enumerate(sent):
         if index in fits:
             continue
-        if index < last and spare.get(theirs, 0):
+        if index <= last and spare.get(theirs, 0):
             spare[theirs] -= 1
             continue
         new.append(index)
-    return new, fits[last] + 1 if fits else len(recorded)
+    return new, fits[max(fits)] + 1 if fits else len(recorded)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from krunch_langchain import KrunchMiddleware, KrunchToolResults, from_turn, krunchify
+from krunch_langchain import KrunchMiddleware, KrunchSaver, KrunchToolResults, from_turn, krunchify
 from langchain.agents import create_agent
 from langchain.agents.middleware import (
     ClearToolUsesEdit,
@@ -21,7 +21,7 @@ from langchain.agents.middleware import (
     wrap_model_call,
 )
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
-from langchain_core.messages import AIMessage, ToolMessage
+from langchain_core.messages import AIMessage, SystemMessage, ToolMessage
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
@@ -67,12 +67,15 @@ def roles(serving: Serving, session: str = "t") -> list[str]:
 TURN = ["user", "assistant", "tool", "assistant"]
 
 
-def test_forty_turns(serving: Serving) -> None:
+@pytest.mark.parametrize("saver", ["in memory", "Krunch's, async"])
+async def test_forty_turns(saver: str, serving: Serving) -> None:
     """Over forty turns with tools and a checkpointer, every request is smaller and restorable; nothing is doubled."""
-    agent = agent_of(serving)
+    ours = saver != "in memory"
+    agent = agent_of(serving, checkpointer=KrunchSaver(serving.store) if ours else InMemorySaver())
     state: Any = {}
     for number in range(40):
-        state = agent.invoke(say(f"{number}: {STORY}"), THREAD)
+        given = say(f"{number}: {STORY}")
+        state = await agent.ainvoke(given, THREAD) if ours else agent.invoke(given, THREAD)
     turns = serving.store.turns("t")
     before, after = (sum(column) for column in zip(*serving.played.saved, strict=True))
 
@@ -423,20 +426,21 @@ class Finding(BaseModel):
 @pytest.mark.parametrize(
     "strategy", [ToolStrategy, ProviderStrategy, lambda schema: schema], ids=["tool", "provider", "auto"]
 )
-def test_structured_output(strategy: Any, serving: Serving) -> None:
+async def test_structured_output(strategy: Any, serving: Serving) -> None:
     """Structured output by either strategy, or the one the agent chooses by the model's profile, is expanded."""
     agent = agent_of(serving, tools=[], response_format=strategy(Finding))
-    state = agent.invoke(say(), THREAD)
-    found = state["structured_response"]
+    states = [agent.invoke(say(), THREAD), await agent.ainvoke(say(), THREAD)]
+    states.append([part async for part in agent.astream(say(), THREAD, stream_mode="values")][-1])
 
-    assert isinstance(found, Finding)
-    assert found.where.removeprefix("It ") in STORY
-    assert "¤" not in str(state["messages"])
-    agent.invoke(say(), THREAD)
-    assert roles(serving).count("user") == 2
+    for state in states:
+        assert isinstance(state["structured_response"], Finding)
+        assert state["structured_response"].where.removeprefix("It ") in STORY
+        assert "¤" not in str(state["messages"])
+    assert roles(serving).count("user") == 3
 
 
-def test_a_subagent_has_a_session_of_its_own(serving: Serving) -> None:
+@pytest.mark.parametrize("way", ["invoke", "ainvoke", "astream"])
+async def test_a_subagent_has_a_session_of_its_own(way: str, serving: Serving) -> None:
     """What an agent in a tool says, and a model that a tool asks, is not mixed with the conversation of the agent."""
     inner: Any = create_agent(serving.bare(), [], middleware=[KrunchMiddleware(serving.krunch)], system_prompt="Inner.")
 
@@ -447,7 +451,18 @@ def test_a_subagent_has_a_session_of_its_own(serving: Serving) -> None:
         text: str = inner.invoke(say(f"{query}: {STORY}"))["messages"][-1].text
         return text
 
-    agent_of(serving, tools=[ask]).invoke(say(), THREAD)
+    @tool("ask")
+    async def aask(query: str) -> str:
+        """Ask another agent."""
+        await serving.wrapped().ainvoke(f"aside: {STORY}")
+        text: str = (await inner.ainvoke(say(f"{query}: {STORY}")))["messages"][-1].text
+        return text
+
+    agent = agent_of(serving, tools=[ask if way == "invoke" else aask])
+    if way == "astream":
+        [part async for part in agent.astream(say(), THREAD, stream_mode="messages", subgraphs=True)]
+    else:
+        _ = agent.invoke(say(), THREAD) if way == "invoke" else await agent.ainvoke(say(), THREAD)
     sessions = serving.store.sessions()
 
     assert roles(serving) == ["system", *TURN]
@@ -531,3 +546,17 @@ async def test_a_first_question_is_kept_when_the_model_fails(serving: Serving) -
     agent.invoke(say(), THREAD)
 
     assert roles(serving) == ["system", "user", "assistant"]
+
+
+def test_a_prompt_of_blocks(serving: Serving) -> None:
+    """A system prompt of content blocks is recorded once, as it is, also where the first call fails."""
+    blocks: Any = [{"type": "text", "text": "Be careful.", "cache_control": {"type": "ephemeral"}}]
+    agent = agent_of(serving, tools=[], system_prompt=SystemMessage(blocks, name="house"))
+    played, serving.upstream.answer = serving.upstream.answer, lambda _: Answer("no", status=400)
+    with pytest.raises(Exception, match="no"):
+        agent.invoke(say(), THREAD)
+    serving.upstream.answer = played
+    agent.invoke(None, THREAD)
+
+    assert roles(serving) == ["system", "user", "assistant"]
+    assert from_turn(serving.store.turns("t")[0]) == SystemMessage(blocks, name="house")

@@ -12,6 +12,7 @@ from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackH
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import HumanMessage
 from langchain_core.rate_limiters import BaseRateLimiter
+from langchain_core.runnables import ConfigurableField
 from played_model import STORY, PlayedModel
 
 from krunch_plugins.upstream import Answer
@@ -40,14 +41,19 @@ class Counting(BaseRateLimiter):
 
 
 class Told(BaseCallbackHandler):
-    """Notes which callbacks were called, and what the model was said to have answered."""
+    """Notes which callbacks were called, what of the run, and what the model was said to have answered."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
         self.said: list[str] = []
+        self.runs: list[Any] = []
 
     def on_chat_model_start(self, serialized: Any, messages: Any, **more: Any) -> None:
         self.names.append("start")
+        # Older versions of langchain-core tell of a stream all that the model's own method is called with.
+        options = {name: value for name, value in more["options"].items() if name != "krunch_owner"}
+        facts = [*(more[name] for name in ("name", "tags", "metadata", "invocation_params")), options]
+        self.runs.append([serialized, [message.text for message in messages[0]], *facts])
 
     def on_llm_new_token(self, token: Any, **more: Any) -> None:
         if not self.names or self.names[-1] != "tokens":
@@ -76,6 +82,9 @@ async def _aevents_v3(model: Any, config: Any) -> str:
     return text
 
 
+TOLD: Any = {"tags": ["of the call"], "metadata": {"user": "ann"}, "run_name": "look"}
+"""What a call's config says of its run."""
+
 WAYS: dict[str, Any] = {
     "invoke": lambda model, config, run: model.invoke(STORY, config).text,
     "ainvoke": lambda model, config, run: run(model.ainvoke(STORY, config)).text,
@@ -86,11 +95,9 @@ WAYS: dict[str, Any] = {
     "events v2": lambda model, config, run: run(_events_v2(model, config)),
     "events v3": lambda model, config, run: model.stream_events(STORY, config, version="v3").output.text,
     "async events v3": lambda model, config, run: run(_aevents_v3(model, config)),
-    "generate": lambda model, config, run: model.generate([[HumanMessage(STORY)]], callbacks=config["callbacks"])
+    "generate": lambda model, config, run: model.generate([[HumanMessage(STORY)]], **config).generations[0][0].text,
+    "agenerate": lambda model, config, run: run(model.agenerate([[HumanMessage(STORY)]], **config))
     .generations[0][0].text,
-    "agenerate": lambda model, config, run: run(
-        model.agenerate([[HumanMessage(STORY)]], callbacks=config["callbacks"])
-    ).generations[0][0].text,
 }  # fmt: skip
 
 
@@ -108,10 +115,10 @@ def seen(serving: Serving, way: str, run: Any, *, wrapped: bool, **options: Any)
     played = serving.upstream.answer = PlayedModel(compressed=wrapped)
     serving.upstream.received.clear()
     limiter, told = Counting(), Told()
-    model = serving.bare(rate_limiter=limiter, **options)
+    model = serving.bare(rate_limiter=limiter, tags=["of the model"], metadata={"team": "red"}, **options)
     served: Any = krunchify(model, serving.krunch) if wrapped else model
     usage = UsageMetadataCallbackHandler()
-    texts = [WAYS[way](served, {"callbacks": [told, usage]}, run) for _ in range(2)]
+    texts = [WAYS[way](served, {"callbacks": [told, usage], **TOLD}, run) for _ in range(2)]
     while len(told.said) < len(texts):  # what is told of a stream's end is told in a task of its own
         run(asyncio.sleep(0.01))
     counted: Any = usage.usage_metadata.get("gpt-4o")
@@ -122,6 +129,7 @@ def seen(serving: Serving, way: str, run: Any, *, wrapped: bool, **options: Any)
         "streamed": [bool(request.get("stream")) for request in serving.upstream.requests],
         "limited": limiter.passed,
         "callbacks": told.names,
+        "runs": told.runs,
         "same": texts[0] == texts[1],
         "counted": bool(counted)
         and counted["input_tokens"] / sum(after for _, after in played.saved[: len(serving.upstream.requests)]),
@@ -130,11 +138,12 @@ def seen(serving: Serving, way: str, run: Any, *, wrapped: bool, **options: Any)
 
 @pytest.mark.parametrize("way", WAYS)
 def test_limits_callbacks_and_usage(way: str, serving: Serving, run: Any) -> None:
-    """Rate limiter, callbacks, streaming and counted usage are those of the model alone, called in the same way."""
+    """Rate limiter, callbacks and what they are told of the run, streaming and counted usage are as with the model."""
     bare, wrapped = (seen(serving, way, run, wrapped=one) for one in (False, True))
 
     assert wrapped == bare
     assert wrapped["counted"] == 1
+    assert (wrapped["runs"][0][2], wrapped["runs"][0][4]["user"]) == ("look", "ann")
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -145,9 +154,39 @@ def test_caches(way: str, serving: Serving, run: Any) -> None:
     assert wrapped == bare
 
 
-@pytest.mark.parametrize(
-    "way", [way for way in WAYS if way not in ("generate", "agenerate", "events v3", "async events v3")]
-)
+RUNNABLE = [way for way in WAYS if way not in ("generate", "agenerate", "events v3", "async events v3")]
+"""Ways that all of LangChain's runnables have."""
+
+
+@pytest.mark.parametrize("way", RUNNABLE)
+def test_configurable_fields_and_alternatives(way: str, serving: Serving, run: Any) -> None:
+    """What a call's config sets is set, made configurable before or after wrapping; other calls have it as it was."""
+    heat, which = ConfigurableField(id="heat"), ConfigurableField(id="which")
+    cold = serving.bare(temperature=0.1)
+
+    def asked(model: Any) -> list[Any]:
+        serving.upstream.answer = PlayedModel(compressed=model not in bare)
+        serving.upstream.received.clear()
+        for configurable in ({"heat": 0.9, "which": "cold"}, {}):
+            WAYS[way](model, {"callbacks": [], "configurable": configurable}, run)
+        return [request.get("temperature") for request in serving.upstream.requests]
+
+    bare: list[Any] = [
+        serving.bare().configurable_fields(temperature=heat),
+        serving.bare().configurable_alternatives(which, default_key="warm", cold=cold),
+    ]
+    before = [krunchify(model, serving.krunch) for model in bare]
+    after = [
+        serving.wrapped().configurable_fields(temperature=heat),
+        serving.wrapped().configurable_alternatives(which, default_key="warm", cold=krunchify(cold, serving.krunch)),
+    ]
+    expected = [asked(model) for model in bare]
+
+    assert [heats[0] for heats in expected] == [0.9, 0.1]
+    assert [asked(model) for model in before] == [asked(model) for model in after] == expected
+
+
+@pytest.mark.parametrize("way", RUNNABLE)
 def test_retries_and_fallbacks(way: str, serving: Serving, run: Any) -> None:
     """Retries and fallbacks, around the wrapper or within it, ask again as often as around the model alone."""
 

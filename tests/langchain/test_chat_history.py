@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from krunch_langchain import KrunchChatMessageHistory, openai_form, turn_metadata
+from krunch_langchain import KrunchChatMessageHistory, KrunchMemory, openai_form, turn_metadata
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import (
     AIMessage,
@@ -34,7 +34,7 @@ from langchain_core.runnables import ConfigurableFieldSpec, Runnable, RunnableLa
 from langchain_core.runnables.history import RunnableWithMessageHistory
 from pydantic import ConfigDict, Field
 
-from krunch_plugins import ConversationStore, Krunch, Settings
+from krunch_plugins import ConversationStore, Krunch, Settings, Turn
 from krunch_plugins.errors import NotStorable
 
 if TYPE_CHECKING:
@@ -483,6 +483,48 @@ def test_a_chain_that_breaks_after_its_model(krunch: Krunch, store: Conversation
     assert texts(make("s").messages) == ["one", "answer to one", "one", "answer to one"]
 
 
+def test_a_chain_with_a_template_that_breaks_after_its_model(krunch: Krunch, store: ConversationStore) -> None:
+    """What such an exchange brought along of the history is not said again; what was said again is there again."""
+    fails = iter([False, False, True, True, False, False])
+    seen: list[list[str]] = []
+
+    def make(session: str) -> KrunchChatMessageHistory:
+        return KrunchChatMessageHistory(session, store=store)
+
+    def parse(message: BaseMessage) -> BaseMessage:
+        seen.append(texts(make("s").messages))  # as a call that overlaps reads it: recorded, and not claimed yet
+        if next(fails):
+            raise ValueError("not what was asked for")
+        return AIMessage(message.text.upper())
+
+    chain = with_history(
+        PROMPT | Recording(krunch=krunch, session="s") | parse,
+        make,
+        input_messages_key="question",
+        history_messages_key="past",
+    )
+    said: list[str] = []
+    for question, breaks in (
+        ("one", ""),
+        ("one", ""),
+        ("two", "breaks"),
+        ("three", "breaks"),
+        ("one", ""),
+        ("two", ""),
+    ):
+        worded = [f"Please: {question}", f"answer to Please: {question}"]
+        if breaks:
+            with pytest.raises(ValueError, match="not what"):
+                chain.invoke({"question": question}, of())
+        else:
+            chain.invoke({"question": question}, of())
+        assert [text for text in seen[-1] if text != "Be brief."][: len(said)] == said
+        assert len(seen[-1]) <= len(said) + 2 + ("Be brief." in seen[-1])
+        said += worded if breaks else [question, worded[1].upper()]
+        assert texts(make("s").messages) == said
+        assert texts(KrunchMemory("s", mode="recent", krunch=krunch).load()) == said
+
+
 def test_several_configurable_fields(store: ConversationStore) -> None:
     """A history can be chosen by more than one field, a tenant among them."""
 
@@ -529,10 +571,23 @@ async def test_calls_that_overlap(shape: str, recorded: str, histories: History,
     for worker in workers:
         worker.join()
     await asyncio.gather(*(asyncio.to_thread(chain.invoke, ask(f"task {n}"), of()) for n in range(4)))
+    streams = [threading.Thread(target=lambda n=n: list(chain.stream(ask(f"stream {n}"), of()))) for n in range(4)]
+    for worker in streams:
+        worker.start()
+    for worker in streams:
+        worker.join()
+
+    async def read(text: str) -> None:
+        async for _ in chain.astream(ask(text), of()):
+            await asyncio.sleep(0)
+
     chain.batch([ask(f"batch {n} late") for n in range(3)], of())
+    await chain.abatch([ask(f"abatch {n} late") for n in range(3)], of())
     await asyncio.gather(*(chain.ainvoke(ask(f"async {n} late"), of()) for n in range(4)))
-    questions = [f"{kind} {n}" for kind in ("thread", "task") for n in range(4)]
-    questions += ["first late", *(f"batch {n} late" for n in range(3)), *(f"async {n} late" for n in range(4))]
+    await asyncio.gather(*(read(f"astream {n} late") for n in range(4)))
+    questions = [f"{kind} {n}" for kind in ("thread", "task", "stream") for n in range(4)]
+    questions += ["first late", *(f"{kind} {n} late" for kind in ("batch", "abatch") for n in range(3))]
+    questions += [f"{kind} {n} late" for kind in ("async", "astream") for n in range(4)]
 
     check_all_there(histories("s").messages, questions)
 
@@ -570,6 +625,61 @@ def test_long_sessions(store: ConversationStore) -> None:
     expected = [text for index in range(150) for text in (f"question {index}", f"answer {index}")]
     assert texts(found) == expected
     assert len(store.turns("s")) == 300
+
+
+class Watched(ConversationStore):
+    """Counts the turns, and the bytes of states, that this thread reads of it and writes to it."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, upkeep_seconds=0)
+        self.read = self.written = 0
+        self.thread = threading.get_ident()  # indexes are brought up to date in others
+
+    def count(self, *, read: int = 0, written: int = 0) -> None:
+        if threading.get_ident() == self.thread:
+            self.read, self.written = self.read + read, self.written + written
+
+    def turns(self, *args: Any, **options: Any) -> list[Turn]:
+        found = super().turns(*args, **options)
+        self.count(read=len(found))
+        return found
+
+    def append(self, session: str, messages: Any, **options: Any) -> range:
+        self.count(written=len(messages))
+        return super().append(session, messages, **options)
+
+    def get_state(self, *args: Any, **options: Any) -> bytes | None:
+        data = super().get_state(*args, **options)
+        self.count(read=len(data or b""))
+        return data
+
+    def update_state(self, session: str, name: str, change: Any, **options: Any) -> Any:
+        def counted(data: bytes | None) -> Any:
+            changed = change(data)
+            self.count(written=len(changed or b""))
+            return changed
+
+        return super().update_state(session, name, counted, **options)
+
+
+@pytest.mark.parametrize("recorded", ["", "recorded"])
+def test_adding_costs_what_is_new(tmp_path: Path, recorded: str) -> None:
+    """Adding to a session of 600 turns reads and writes no more than to one of 70, with a wrapper's turns or not."""
+    costs = []
+    numbers = count()
+    for exchanges in (35, 300):
+        with Watched(tmp_path / str(exchanges)) as opened, Krunch(Settings(mode="off"), store=opened) as recorder:
+            model = Recording(krunch=recorder, session="s", answer=lambda _: f"answer {next(numbers)}")
+            for index in range(exchanges):
+                question = HumanMessage(f"question {index}")
+                reply = model.invoke([question]) if recorded else AIMessage("plain")
+                opened.read = opened.written = 0
+                KrunchChatMessageHistory("s", store=opened).add_messages([question, reply])
+            costs.append((opened.read, opened.written))
+            assert len(opened.turns("s")) == 2 * exchanges
+
+    assert costs[1][0] <= costs[0][0] + 16
+    assert costs[1][1] <= costs[0][1] + 512  # the last page of what is claimed, however full it is
 
 
 def answered(reply: str, given: Any) -> AIMessage:

@@ -26,10 +26,11 @@ def test_importing_it_imports_no_framework() -> None:
         assert getattr(krunch_langchain, name).__name__ == name
 
 
-def test_the_wrapper_needs_the_core_only() -> None:
-    """Wrapping a model imports neither LangGraph nor the package for agents."""
+def test_the_base_extra_needs_the_core_only() -> None:
+    """The wrapper, history, memory, retriever and byte store import neither LangGraph nor the package for agents."""
     loaded = run(
-        "import sys; from krunch_langchain import krunchify; "
+        "import sys; from krunch_langchain import krunchify, KrunchChatMessageHistory, KrunchMemory, KrunchRetriever, "
+        "KrunchByteStore, LangChainEmbedder; "
         "print(sorted(name for name in sys.modules if name in ('langchain', 'langgraph', 'langchain_openai')))"
     )
 
@@ -38,7 +39,12 @@ def test_the_wrapper_needs_the_core_only() -> None:
 
 @pytest.mark.parametrize(
     ("missing", "name", "extra"),
-    [("langchain_core", "krunchify", "langchain"), ("langchain", "KrunchMiddleware", "agents")],
+    [
+        ("langchain_core", "krunchify", "langchain"),
+        ("langgraph.checkpoint", "KrunchSaver", "langgraph"),
+        ("langgraph", "KrunchStore", "langgraph"),
+        ("langchain", "KrunchMiddleware", "agents"),
+    ],
 )
 def test_a_missing_package_is_named_by_its_extra(missing: str, name: str, extra: str) -> None:
     """Without the package that a name needs, the error says what to install."""

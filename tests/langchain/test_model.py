@@ -13,14 +13,15 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, get_usage_metadata_callback
 from langchain_core.language_models import BaseChatModel, GenericFakeChatModel
 from langchain_core.load import dumps
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage
 from langchain_core.output_parsers import StrOutputParser
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.runnables import ConfigurableField, RunnableLambda
 from langchain_core.tools import tool
 from played_model import STORY, PlayedModel
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from krunch_plugins import Krunch, RequestRefused, Settings, hookimpl, restore
 from krunch_plugins.upstream import Answer, ToolCall
@@ -104,10 +105,9 @@ def test_tool_calls(serving: Serving) -> None:
     """Arguments of tool calls are expanded, whole and in streamed pieces; the shape of the binding is kept."""
     model, bare = serving.wrapped().bind_tools([search]), serving.bare().bind_tools([search])
     whole = model.invoke(STORY)
-    chunks: list[Any] = list(model.stream(STORY))
-    total = chunks[0]
-    for chunk in chunks[1:]:
-        total += chunk
+
+    async def collect() -> list[Any]:
+        return [chunk async for chunk in model.astream(STORY)]
 
     assert type(model) is type(bare)
     assert isinstance(model.bound, KrunchChatModel)  # type: ignore[attr-defined]
@@ -117,8 +117,34 @@ def test_tool_calls(serving: Serving) -> None:
     assert call["args"]["limit"] == 3
     assert call["args"]["query"].startswith("It ")
     assert call["args"]["query"].removeprefix("It ") in STORY
-    assert sum(bool(chunk.tool_call_chunks) for chunk in chunks) > 3
-    assert [one["args"] for one in total.tool_calls] == [call["args"]]
+    streamed: list[Any] = list(model.stream(STORY))
+    for chunks in (streamed, asyncio.run(collect())):
+        total: Any = None
+        for chunk in chunks:
+            total = chunk if total is None else total + chunk
+        assert sum(bool(chunk.tool_call_chunks) for chunk in chunks) > 3
+        assert [one["args"] for one in total.tool_calls] == [call["args"]]
+
+
+@beta
+@pytest.mark.skipif(not hasattr(BaseChatModel, "stream_events"), reason="events v3 came with langchain-core 1.4")
+def test_tool_calls_in_events_v3(serving: Serving) -> None:
+    """Typed events give pieces of arguments that add up to what the model means, sync and async."""
+    model: Any = serving.wrapped().bind_tools([search])
+    whole = model.invoke(STORY)
+    events = list(model.stream_events(STORY, version="v3"))
+
+    async def collect() -> Any:
+        stream = await model.astream_events(STORY, version="v3")
+        return [event async for event in stream], (await stream.output).tool_calls
+
+    others, calls = asyncio.run(collect())
+    outputs = [model.stream_events(STORY, version="v3").output.tool_calls, calls]
+
+    assert [[call["args"] for call in output] for output in outputs] == [[whole.tool_calls[0]["args"]]] * 2
+    for told in (events, others):
+        assert "¤" not in str(told)
+        assert len(told) > 5
 
 
 def test_symbols_in_arguments_are_escaped(serving: Serving) -> None:
@@ -149,11 +175,17 @@ class Finding(BaseModel):
 def test_structured_output(schema: Any, method: Any, include_raw: bool, serving: Serving) -> None:  # noqa: FBT001 - a parameter
     """Structured output by every method, as class or dict, with the raw message or without: the values are expanded."""
     model: Any = serving.wrapped().with_structured_output(schema, method=method, include_raw=include_raw)
-    results: list[Any] = [model.invoke(STORY), asyncio.run(model.ainvoke(STORY))]
-    streamed: Any = None
-    for chunk in model.stream(STORY):
-        streamed = chunk if streamed is None or not include_raw else {**streamed, **chunk}
-    results.append(streamed)
+
+    async def asynchronously() -> tuple[Any, list[Any]]:
+        return await model.ainvoke(STORY), [chunk async for chunk in model.astream(STORY)]
+
+    awaited, collected = asyncio.run(asynchronously())
+    results: list[Any] = [model.invoke(STORY), awaited, *model.batch([STORY, STORY])]
+    for chunks in (list(model.stream(STORY)), collected):
+        streamed: Any = None
+        for chunk in chunks:
+            streamed = chunk if streamed is None or not include_raw else {**streamed, **chunk}
+        results.append(streamed)
 
     assert type(model) is type(serving.bare().with_structured_output(schema, method=method, include_raw=include_raw))
     for result in results:
@@ -440,6 +472,51 @@ def test_requests_fail_open(serving: Serving, caplog: pytest.LogCaptureFixture) 
     assert all(request["messages"][0]["content"] == STORY for request in serving.upstream.requests)
     assert "ZeroDivisionError" in caplog.text
     assert "warehouse" not in caplog.text
+
+
+class Plain(BaseChatModel):
+    """A model of somebody's own whose methods take what the caller gives, and nothing of LangChain's."""
+
+    given: list[dict[str, Any]] = Field(default=[])
+
+    @property
+    def _llm_type(self) -> str:
+        return "plain"
+
+    def _generate(self, messages: Any, stop: Any = None, **options: Any) -> ChatResult:  # type: ignore[override]
+        self.given.append(options)
+        return ChatResult(generations=[ChatGeneration(message=AIMessage("hi"))])
+
+    async def _agenerate(self, messages: Any, stop: Any = None, **options: Any) -> ChatResult:  # type: ignore[override]
+        return self._generate(messages, stop, **options)
+
+    def _stream(self, messages: Any, stop: Any = None, **options: Any) -> Any:  # type: ignore[override]
+        self.given.append(options)
+        yield ChatGenerationChunk(message=AIMessageChunk(content="hi"))
+
+    async def _astream(self, messages: Any, stop: Any = None, **options: Any) -> Any:  # type: ignore[override]
+        self.given.append(options)
+        yield ChatGenerationChunk(message=AIMessageChunk(content="hi"))
+
+
+@pytest.mark.parametrize("works", ["works", ""])
+async def test_a_model_that_knows_no_callbacks(works: str, serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model is called with the caller's options alone, whether Krunch works or fails; callbacks have each token."""
+    if not works:
+        monkeypatch.setattr("krunch_langchain.requests.openai_form", None)
+    model = krunchify(Plain(), serving.krunch)
+    watching = Watching()
+    config: Any = {"callbacks": [watching]}
+    said = [
+        model.invoke(STORY, config, heat=1).text,
+        (await model.ainvoke(STORY, config, heat=1)).text,
+        "".join(chunk.text for chunk in model.stream(STORY, config, heat=1)),
+        "".join([chunk.text async for chunk in model.astream(STORY, config, heat=1)]),
+    ]
+
+    assert said == ["hi"] * 4
+    assert model.given == [{"heat": 1}] * 4
+    assert [token for token in watching.tokens if token] == ["hi"] * 2
 
 
 def test_a_refusal_stops_the_call(serving: Serving) -> None:

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from krunch_langchain import KrunchChatMessageHistory, KrunchMiddleware
 from langchain.agents import create_agent
+from langchain_core.messages import HumanMessage
 from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
+from langchain_core.runnables import RunnableLambda
 from langchain_core.runnables.history import RunnableWithMessageHistory
+from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from played_model import STORY
 
@@ -93,3 +96,43 @@ def test_all_three(serving: Serving) -> None:
         ("assistant", serving.played.plain[1]),
     ]
     assert [message.text for message in history.messages][-2:] == [f"1: {STORY}", serving.played.plain[1]]
+
+
+@tool
+def look(query: str) -> str:
+    """Look something up."""
+    return f"Found for {query}: {STORY}"
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream", "astream"])
+async def test_all_three_at_once(way: str, serving: Serving) -> None:
+    """An agent with the middleware and a wrapped model, inside a chain with a history: each turn once, in order."""
+    agent = create_agent(
+        serving.wrapped(), [look], system_prompt="Be careful.", middleware=[KrunchMiddleware(serving.krunch)]
+    )
+
+    def ask(messages: Any) -> Any:
+        return agent.invoke({"messages": messages})["messages"][-1]
+
+    async def aask(messages: Any) -> Any:
+        return (await agent.ainvoke({"messages": messages}))["messages"][-1]
+
+    chain: Any = RunnableLambda(ask, afunc=aask)
+    talk: Any = RunnableWithMessageHistory(chain, lambda name: KrunchChatMessageHistory(name, store=serving.store))
+    for number in range(4):
+        asked = [HumanMessage(f"{number % 2}: {STORY}")]
+        if way == "invoke":
+            talk.invoke(asked, SESSION)
+        elif way == "ainvoke":
+            await talk.ainvoke(asked, SESSION)
+        elif way == "stream":
+            list(talk.stream(asked, SESSION))
+        else:
+            [chunk async for chunk in talk.astream(asked, SESSION)]
+    roles = [turn.message["role"] for turn in serving.store.turns("s")]
+    messages = KrunchChatMessageHistory("s", store=serving.store).messages
+
+    assert roles == ["system", *["user", "assistant", "tool", "assistant"] * 4]
+    assert [message.type for message in messages] == ["human", "ai"] * 4
+    assert [message.text for message in messages[::2]] == [f"{number % 2}: {STORY}" for number in range(4)]
+    assert [message.text for message in messages[1::2]] == serving.played.plain

@@ -6,13 +6,16 @@ import multiprocessing
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from krunch_langchain import KrunchByteStore, KrunchChatMessageHistory, KrunchSaver, KrunchStore
+from krunch_langchain import KrunchByteStore, KrunchChatMessageHistory, KrunchSaver, KrunchStore, krunchify
+from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
 from langchain_core.runnables import RunnableLambda
 from langchain_core.runnables.history import RunnableWithMessageHistory
 from langgraph.checkpoint.base import empty_checkpoint
 
-from krunch_plugins import ConversationStore
+from krunch_plugins import ConversationStore, Krunch, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +36,40 @@ def talk(store: ConversationStore, name: str) -> None:
     )
     for number in range(20):
         chain.invoke(f"{name} {number}", {"configurable": {"session_id": "s"}})
+
+
+class Echo(BaseChatModel):
+    """A model that repeats what it is asked."""
+
+    @property
+    def _llm_type(self) -> str:
+        return "echo"
+
+    def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> ChatResult:
+        return ChatResult(generations=[ChatGeneration(message=AIMessage(f"answer to {messages[-1].text}"))])
+
+
+PROMPT = ChatPromptTemplate.from_messages(
+    [("system", "Be brief."), MessagesPlaceholder("past"), ("human", "Please: {question}")]
+)
+
+
+def talk_wrapped(store: ConversationStore, name: str) -> None:
+    """Ask 12 questions of a wrapped model, which records the session as well."""
+    with Krunch(Settings(), store=store) as krunch:
+        chain: Any = RunnableWithMessageHistory(
+            PROMPT | krunchify(Echo(), krunch),
+            lambda session: KrunchChatMessageHistory(session, store=store),
+            input_messages_key="question",
+            history_messages_key="past",
+        )
+        for number in range(12):
+            asked = {"question": f"{name} {number}"}
+            config: Any = {"configurable": {"session_id": "wrapped"}}
+            if number % 2:
+                list(chain.stream(asked, config))
+            else:
+                chain.invoke(asked, config)
 
 
 def put(store: ConversationStore, name: str) -> None:
@@ -64,6 +101,7 @@ def work(directory: Path, name: str) -> None:
     """All of it, as one process."""
     with ConversationStore(directory) as store:
         talk(store, name)
+        talk_wrapped(store, name)
         put(store, name)
         save(store, name)
 
@@ -97,6 +135,18 @@ def test_a_chat_history(store: ConversationStore) -> None:
     assert said[1::2] == [f"answer to {text}" for text in said[::2]]
     for name in NAMES:
         assert [text for text in said[::2] if text.startswith(name)] == [f"{name} {number}" for number in range(20)]
+
+
+def test_a_wrapped_model_and_a_chat_history(store: ConversationStore) -> None:
+    """The same where each process's wrapper records the session, too; the store has every answer once."""
+    said = [message.text for message in KrunchChatMessageHistory("wrapped", store=store).messages]
+    answers = [turn.message["content"] for turn in store.turns("wrapped") if turn.message["role"] == "assistant"]
+
+    assert sorted(said[::2]) == sorted(f"{name} {number}" for name in NAMES for number in range(12))
+    assert said[1::2] == [f"answer to Please: {text}" for text in said[::2]]
+    assert sorted(answers) == sorted(said[1::2])
+    for name in NAMES:
+        assert [text for text in said[::2] if text.startswith(name)] == [f"{name} {number}" for number in range(12)]
 
 
 def test_items(store: ConversationStore) -> None:

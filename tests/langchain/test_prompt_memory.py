@@ -14,12 +14,14 @@ from krunch_langchain import (
     openai_form,
     turn_metadata,
 )
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from langchain_tests.integration_tests import RetrieversIntegrationTests
 
-from krunch_plugins import ConversationStore, Krunch, Settings
+from krunch_plugins import ConversationStore, Krunch, Settings, Turn
+from krunch_plugins.tokens import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,7 +79,9 @@ def test_recent_full_and_smart(krunch: Krunch) -> None:
     assert 2 <= len(recent) < 30
     assert not any("flower pot" in text for text in texts(recent))
     assert any("flower pot" in text for text in texts(smart))
-    assert sum(len(text) for text in texts(smart)) < 400 * 6
+    count = load("o200k_base").count
+    for messages in (recent, smart):
+        assert 200 < sum(count(text) for text in texts(messages)) <= 400
 
 
 def test_messages_that_fit_are_the_originals(krunch: Krunch) -> None:
@@ -129,6 +133,34 @@ async def test_a_chain_with_a_placeholder(krunch: Krunch, way: str) -> None:
     assert await memory.aload(session="other") == []
     await memory.aclear(session="s")
     assert memory.load(session="s") == []
+
+
+async def test_which_conversation_a_memory_means(krunch: Krunch) -> None:
+    """Its own; another that is asked for by name; without its own, the one of the config, also of what runs around."""
+    for name in ("ann", "bob"):
+        KrunchMemory(name, krunch=krunch).save(f"I am {name}.", "Hello.")
+    ann, any_ = (KrunchMemory(name, mode="full", krunch=krunch) for name in ("ann", None))
+    bob: Any = {"configurable": {"session_id": "bob"}}
+
+    def inside(text: str) -> list[BaseMessage]:
+        return any_.invoke(text)
+
+    async def ainside(text: str) -> list[BaseMessage]:
+        return await any_.ainvoke(text)
+
+    said = [
+        ann.load(),
+        ann.invoke("who?", bob),
+        ann.load(session="bob"),
+        await ann.aload(session="bob"),
+        any_.invoke("who?", bob),
+        RunnableLambda(inside).invoke("who?", bob),
+        await RunnableLambda(ainside).ainvoke("who?", bob),
+    ]
+    assert [texts(messages)[0] for messages in said] == [f"I am {name}." for name in ("ann",) * 2 + ("bob",) * 5]
+    await ann.asave("And I.", "You, too.", session="bob")
+    ann.clear(session="bob")
+    assert (len(ann.load()), ann.load(session="bob")) == (2, [])
 
 
 def test_prompts_are_not_remembered(krunch: Krunch) -> None:
@@ -237,10 +269,30 @@ async def test_filters(krunch: Krunch) -> None:
     assert all(document.metadata["turn"] >= 40 for document in await found("weather", after=middle, session="s"))
     before = datetime.fromtimestamp(middle, UTC)
     assert all(document.metadata["turn"] < 40 for document in await found("weather key", before=before, session="s"))
-    assert await found("key", metadata={"no": "such"}) == []
+    assert await found("key", turn_metadata={"no": "such"}) == []
+    recorded = krunch.store.append("s", [Turn(0, {"role": "user", "content": "key"}, 1.0, None, {"topic": "locks"})])
+    krunch.flush(20)
+    topic = await found("key archive", turn_metadata={"topic": "locks"})
+    assert [document.metadata["turn"] for document in topic] == [recorded.start]
     assert len(await found("weather", k=2)) == 2
     with pytest.raises(TypeError, match="not colour"):
         retriever.invoke("key", colour="blue")
+
+
+def test_tags_and_metadata_are_langchains(krunch: Krunch) -> None:
+    """A retriever's tags and metadata are told to callbacks, as every retriever's, and leave out nothing."""
+    told: dict[str, Any] = {}
+
+    class Watching(BaseCallbackHandler):
+        def on_retriever_start(self, serialized: Any, query: Any, **facts: Any) -> None:
+            told.update(facts)
+
+    tell(krunch)
+    retriever = KrunchRetriever(krunch=krunch, k=1, tags=["old"], metadata={"team": "red"})
+    (found,) = retriever.invoke("spare key", {"callbacks": [Watching()], "run_name": "look"})
+
+    assert found.page_content == FACTS[0]
+    assert (told["name"], told["tags"], told["metadata"]["team"]) == ("look", ["old"], "red")
 
 
 def test_tenants_never_see_each_other(krunch: Krunch) -> None:

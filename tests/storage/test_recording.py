@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from krunch_plugins import ConversationStore, Exchange, Krunch, Reply, Report, Settings
@@ -15,6 +15,7 @@ from krunch_plugins.storage.plugin import StoragePlugin
 from krunch_plugins.storage.recorder import digest, unrecorded
 
 Open = Callable[..., ConversationStore]
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault
 
 
 class Client:
@@ -92,6 +93,25 @@ def test_a_client_that_moves_messages(open_store: Open) -> None:
     client.call([user("u1"), SYSTEM, bot("a1"), user("u2")], "a2")
 
     assert client.texts() == ["be kind", "u1", "a1", "u2", "a2"]
+
+
+def test_a_client_whose_calls_overlap(open_store: Open) -> None:
+    """Replies that a client sends in another order than they came in, after edited questions, are there once each."""
+    client = Client(open_store())
+    for name in ("one", "two", "three"):
+        client.call([SYSTEM, user(f"please: {name}")], f"answer {name}")
+    history = [SYSTEM]
+    for name in ("three", "one", "two"):
+        history += [user(name), bot(f"answer {name}")]
+        client.call([*history, user(f"after {name}")], f"answer after {name}")
+    said = client.texts()
+
+    assert [text for text in said if text.startswith("answer")] == [
+        f"answer {what}{name}"
+        for what, names in (("", ("one", "two", "three")), ("after ", ("three", "one", "two")))
+        for name in names
+    ]
+    assert sorted(said) == sorted(set(said))
 
 
 def test_clients_that_rewrite_the_form(open_store: Open) -> None:
@@ -202,6 +222,7 @@ def test_as_a_plugin_of_krunch(open_store: Open) -> None:
     assert [turn.message["content"] for turn in store.turns("s")] == [text, "one", text + "again", "two"]
 
 
+@patient
 @given(
     history=st.lists(st.sampled_from("abc"), max_size=12),
     start=st.integers(0, 12),
@@ -216,6 +237,7 @@ def test_windows_of_any_history(history: list[str], start: int, added: list[str]
     assert [window[index] for index in new] == added
 
 
+@patient
 @given(
     history=st.lists(st.sampled_from("abc"), min_size=1, max_size=12),
     place=st.integers(0, 11),
