@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from krunch_plugins.turns import Embedder
 
     Vector = NDArray[np.float32]
+    _Asked = tuple[str | None, str]
+    """Who asks, and what."""
 
 log = logging.getLogger("krunch")
 
@@ -139,6 +141,7 @@ class QueryVectors:
         clock: seconds that only go forward.
 
     Attributes:
+        alike: queries are embedded as turns are, by a model that costs more than to look whether one has been.
         without: how often no vector was to be had, or not in time.
     """
 
@@ -146,57 +149,69 @@ class QueryVectors:
         self, embedder: Embedder, seconds: float = EMBED_SECONDS, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._embedder, self._seconds, self._clock = embedder, seconds, clock
+        self.alike = not (hasattr(embedder, "embed_query") or isinstance(embedder, HashingEmbedder))
         self.without = 0
         self._late = False
         self.begin()
         begin_after_fork(self)
-        self._kept: OrderedDict[str, Vector] = OrderedDict()
+        self._kept: OrderedDict[_Asked, Vector] = OrderedDict()
         self._failures = 0
         self._not_before = 0.0
 
     def begin(self) -> None:
         """Have no call under way; see `begin_after_fork`."""
         self._lock = threading.Lock()
-        self._running: dict[str, threading.Event] = {}
+        self._running: dict[_Asked, threading.Event] = {}
 
-    def vector(self, text: str) -> Vector | None:
-        """The vector of a query; None if it cannot be had just now."""
+    def vector(self, text: str, tenant: str | None = None) -> Vector | None:
+        """The vector of a tenant's query; None if it cannot be had just now."""
+        asked = tenant, text
         if isinstance(self._embedder, HashingEmbedder):  # takes less time than a thread
-            kept = self._known(text)
+            kept = self._known(asked)
             if kept is None:
-                self._fetch(text)
-        elif (kept := self._known(text)) is None and (done := self._begin(text)) is not None:
+                self._fetch(asked)
+        elif (kept := self._known(asked)) is None and (done := self._begin(asked)) is not None:
             self._await(done)
-        if kept is None and (kept := self._known(text)) is None:
+        if kept is None and (kept := self._known(asked)) is None:
             with self._lock:
                 self.without += 1
         return kept
 
-    def _known(self, text: str) -> Vector | None:
+    def of_turn(self, text: str, tenant: str | None) -> Vector | None:
+        """The vector of a turn that says what the tenant searched for of late; None if it did not, or not `alike`."""
+        return self._known((tenant, text)) if self.alike else None
+
+    def drop(self, tenant: str | None) -> None:
+        """Let go of what a tenant searched for: it may be what somebody said, and is to be forgotten."""
         with self._lock:
-            kept = self._kept.get(text)
+            for asked in [asked for asked in self._kept if asked[0] == tenant]:
+                del self._kept[asked]
+
+    def _known(self, asked: _Asked) -> Vector | None:
+        with self._lock:
+            kept = self._kept.get(asked)
             if kept is not None:
-                self._kept.move_to_end(text)
+                self._kept.move_to_end(asked)
             return kept
 
-    def _begin(self, text: str) -> threading.Event | None:
+    def _begin(self, asked: _Asked) -> threading.Event | None:
         """Have a query embedded; what is set when that is over. None if it is not worth a try just now."""
         with self._lock:
-            done = self._running.get(text)
+            done = self._running.get(asked)
             if done is not None:
                 return done
             if self._clock() < self._not_before or len(self._running) >= _AT_ONCE:
                 return None
-            done = self._running[text] = threading.Event()
-        threading.Thread(target=self._run, args=(text, done), name="krunch-query", daemon=True).start()
+            done = self._running[asked] = threading.Event()
+        threading.Thread(target=self._run, args=(asked, done), name="krunch-query", daemon=True).start()
         return done
 
-    def _run(self, text: str, done: threading.Event) -> None:
+    def _run(self, asked: _Asked, done: threading.Event) -> None:
         try:
-            self._fetch(text)
+            self._fetch(asked)
         finally:
             with self._lock:
-                self._running.pop(text, None)
+                self._running.pop(asked, None)
             done.set()
 
     def _await(self, done: threading.Event) -> None:
@@ -209,10 +224,10 @@ class QueryVectors:
                 self._embedder.name, self._seconds,
             )  # fmt: skip
 
-    def _fetch(self, text: str) -> None:
+    def _fetch(self, asked: _Asked) -> None:
         """Embed a query and keep its vector."""
         try:
-            found = self._embed(text)
+            found = self._embed(asked[1])
         except Exception as error:  # noqa: BLE001 - an outside service may raise anything, and the other voices answer
             with self._lock:
                 self._failures += 1
@@ -226,7 +241,7 @@ class QueryVectors:
         with self._lock:
             self._failures = 0
             if found is not None:
-                self._kept[text] = found
+                self._kept[asked] = found
                 if len(self._kept) > _QUERIES:
                     self._kept.popitem(last=False)
 
