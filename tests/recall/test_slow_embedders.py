@@ -92,15 +92,19 @@ def test_making_krunch_asks_no_embedder(tmp_path: Path) -> None:
     assert service.asked == 0
 
 
-def test_a_missing_library_stops_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_stops_no_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Without sentence-transformers words answer; it is needed when the first turn is embedded, and the log says so."""
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with Krunch(Settings(home=str(tmp_path)), embedder=SentenceTransformerEmbedder()) as krunch:
         assert krunch.store is not None
         krunch.store.append("s", SAID)
         (hit,) = krunch.search("hello")
+        assert not krunch.flush(10)
 
     assert set(hit.found_by) == {"words"}
+    assert "pip install 'krunch-plugins[sentence-transformers]'" in caplog.text
 
 
 def test_a_search_does_not_wait_for_a_slow_embedder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -845,3 +845,61 @@ def test_turns_that_retention_removes_leave_the_pages_of_all_models(home: Path) 
     assert left is not None
     assert len(left) < len(whole) / 3
     assert b"paid" in left
+
+
+def test_another_length_under_the_same_name_is_another_model(home: Path) -> None:
+    """Vectors of the new length are made beside the old ones, which nothing is compared with; no search fails."""
+    for dimension in (64, 32, 64):
+        embedder = Recording("same", dimension)
+        with Krunch(Settings(home=home, recall={"voices": {"vectors"}}), embedder=embedder) as krunch:
+            assert krunch.store is not None
+            if krunch.store.info("s") is None:
+                krunch.store.append("s", many(300))
+            assert krunch.flush()
+            assert krunch.search(THIRD, k=1)[0].turn.number == 3
+            assert len(embedder.texts) == 300
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
+def test_an_embedder_that_gives_no_numbers_or_nothing_spoils_no_search(home: Path, value: float) -> None:
+    """What has no direction is found by its words, other turns by their vectors too; none is embedded again for it."""
+
+    class Odd(Recording):
+        def embed(self, texts: Sequence[str]) -> Any:
+            vectors = super().embed(texts)
+            vectors[[row for row, text in enumerate(texts) if "odd" in text]] = value
+            return vectors
+
+    embedder = Odd()
+    for _ in range(2):
+        with Krunch(Settings(home=home), embedder=embedder) as krunch:
+            assert krunch.store is not None
+            if krunch.store.info("s") is None:
+                krunch.store.append("s", says("an odd heron", *BIRDS))
+            assert krunch.flush()
+            assert {hit.turn.number: set(hit.found_by) for hit in krunch.search("heron", k=9)}[0] == {"words"}
+            assert {name for hit in krunch.search("odd heron", k=9) for name in hit.found_by} == {"words"}
+            assert krunch.search(BIRDS[1], k=1)[0].found_by == {"words": 1, "vectors": 1}
+
+    assert embedder.texts[BIRDS[0]] == 1
+    assert value or embedder.texts["an odd heron"] == 1
+
+
+def test_vectors_of_another_length_than_promised_are_refused_by_name(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Words answer, `flush` says no, and the log has both lengths."""
+
+    class Longer(Recording):
+        def embed(self, texts: Sequence[str]) -> Any:
+            return HashingEmbedder(99).embed(texts)
+
+    with Krunch(Settings(home=home), embedder=Longer("longer", 64)) as krunch:
+        assert krunch.store is not None
+        krunch.store.append("s", says(*BIRDS))
+        assert not krunch.flush(5)
+        assert set(krunch.search("heron", k=1)[0].found_by) == {"words"}
+
+    assert "99 dimensions" in caplog.text
+    assert "64" in caplog.text
+    assert "heron" not in caplog.text
