@@ -173,6 +173,27 @@ class Hung:
 
 
 @pytest.mark.parametrize("dimension", [False, True])
+def test_no_append_and_no_exchange_waits_for_an_embedder(tmp_path: Path, *, dimension: bool) -> None:
+    """What was said is stored, and found by its words, before its embedding was made."""
+    hung = Hung(dimension=dimension)
+    settings = Settings(home=tmp_path, recall={"embed_seconds": 0.0})
+    with Krunch(settings, embedder=hung) as krunch:
+        assert krunch.store is not None
+        krunch.store.append("s", SAID)
+        assert hung.called.wait(10)
+        krunch.store.append("s", SAID)
+        exchange = krunch.prepare([{"role": "user", "content": "hello again"}], model="gpt-4o", session="t")
+        exchange.finish({"role": "assistant", "content": "hello"})
+        found = krunch.search("hello")
+        assert not hung.left.is_set()
+        hung.go.set()
+        assert krunch.flush(30)
+
+    assert [set(hit.found_by) for hit in found] == [{"words"}] * 4
+    assert set(hung.texts) == {"hello", "hello again", "hello world"}
+
+
+@pytest.mark.parametrize("dimension", [False, True])
 def test_closing_does_not_wait_for_an_embedder(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, *, dimension: bool
 ) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from krunch_plugins import ConversationStore, Krunch, SearchQuery, Settings, Turn
 from krunch_plugins.recall.embedders import HashingEmbedder
-from krunch_plugins.recall.files import IndexFiles
+from krunch_plugins.recall.files import FileLock, IndexFiles
 from krunch_plugins.recall.vector_search import Vectors
 from krunch_plugins.settings import RecallSettings
 from krunch_plugins.snapshots import save
@@ -903,3 +903,55 @@ def test_vectors_of_another_length_than_promised_are_refused_by_name(
     assert "99 dimensions" in caplog.text
     assert "64" in caplog.text
     assert "heron" not in caplog.text
+
+
+def test_only_one_process_embeds_and_writes_at_a_time(
+    opened: Callable[..., tuple[ConversationStore, Vectors]], home: Path
+) -> None:
+    """While another one has the right to, nothing is embedded and `flush` says no; afterwards it goes on."""
+    embedder = Recording()
+    store, vectors = opened(embedder)
+    store.append("s", says(BIRDS[0]))
+    assert vectors.flush()
+    (folder,) = (home / "recall").iterdir()
+    with FileLock(folder / "vectors.lock").holding() as mine:
+        assert mine
+        store.append("s", many(300))
+        assert not vectors.flush(0.5)
+        assert numbers(vectors, BIRDS[0]) == [("s", 0)]
+        assert set(embedder.texts) == {BIRDS[0]}
+        assert index_files(home) == []
+    assert vectors.flush()
+
+    assert vectors.stats().vectors == 301
+    assert len(index_files(home)) == 1
+
+
+@pytest.mark.skipif(not HNSW, reason="hnswlib is not installed")
+def test_forgetting_leaves_no_vector_in_a_graph(
+    opened: Callable[..., tuple[ConversationStore, Vectors]], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is forgotten is not found at once and in no file; the graph is built anew without it and written again."""
+    store, vectors = opened(exact_up_to=100)
+    store.append("secret", many(300, seed=1))
+    store.append("other", many(400, seed=2))
+    assert vectors.flush()
+    right = numbers(vectors, THIRD, session="other", k=400)
+    assert {session for session, _ in numbers(vectors, THIRD, k=700)} == {"secret", "other"}
+    store.forget("secret")
+    assert index_files(home) == []
+    assert sorted(numbers(vectors, THIRD, k=700)) == sorted(right)
+    assert vectors.flush()
+    assert index_files(home) == []  # the graph still has them, marked
+    monkeypatch.setattr("krunch_plugins.recall.embedding_space._COMPACT_SECONDS", 0.0)
+    store.append("other", many(300, seed=3))
+    assert vectors.flush()
+    assert sorted(path.suffix for path in index_files(home)) == [".half", ".hnsw", ".krunch"]
+    model = vectors.answering(None)
+    assert model is not None
+    assert (model.index.space(None).vectors.marked, vectors.stats().kind) == (0, "graph")
+    after = numbers(vectors, THIRD, k=50)
+    store, vectors = opened(exact_up_to=100)
+
+    assert numbers(vectors, THIRD, k=50) == after
+    assert {session for session, _ in after} == {"other"}
