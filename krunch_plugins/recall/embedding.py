@@ -6,6 +6,8 @@ import logging
 import threading
 import time
 from collections import OrderedDict
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -129,6 +131,14 @@ def _as_kept(embedder: Embedder, found: Vector) -> list[Vector | None]:
     return [vector if good else None for vector, good in zip(vectors, finite.tolist(), strict=True)]
 
 
+@dataclass(slots=True, eq=False)
+class _Coming:
+    """A turn that is being embedded; whether somebody searches for its text meanwhile."""
+
+    done: threading.Event = field(default_factory=threading.Event)
+    wanted: bool = False
+
+
 class QueryVectors:
     """Vectors of what is searched for: the last ones are kept, and an embedder that is down is let be for a while.
 
@@ -162,6 +172,7 @@ class QueryVectors:
         """Have no call under way; see `begin_after_fork`."""
         self._lock = threading.Lock()
         self._running: dict[_Asked, threading.Event] = {}
+        self._coming: dict[_Asked, _Coming] = {}
 
     def vector(self, text: str, tenant: str | None = None) -> Vector | None:
         """The vector of a tenant's query; None if it cannot be had just now."""
@@ -170,7 +181,7 @@ class QueryVectors:
             kept = self._known(asked)
             if kept is None:
                 self._fetch(asked)
-        elif (kept := self._known(asked)) is None and (done := self._begin(asked)) is not None:
+        elif (kept := self._known(asked)) is None and (done := self._as_turn(asked) or self._begin(asked)) is not None:
             self._await(done)
         if kept is None and (kept := self._known(asked)) is None:
             with self._lock:
@@ -180,6 +191,27 @@ class QueryVectors:
     def of_turn(self, text: str, tenant: str | None) -> Vector | None:
         """The vector of a turn that says what the tenant searched for of late; None if it did not, or not `alike`."""
         return self._known((tenant, text)) if self.alike else None
+
+    @contextmanager
+    def coming(self, texts: Sequence[str], tenant: str | None) -> Iterator[Callable[[Sequence[Vector | None]], None]]:
+        """While a tenant's turns are embedded: who searches for the text of one waits for that; takes what came."""
+        coming = {(tenant, text): _Coming() for text in texts} if self.alike else {}
+
+        def came(found: Sequence[Vector | None]) -> None:
+            with self._lock:
+                for asked, vector in zip(coming, found, strict=False):
+                    if coming[asked].wanted and vector is not None:
+                        self._keep(asked, vector)
+
+        with self._lock:
+            self._coming |= coming
+        try:
+            yield came
+        finally:
+            with self._lock:
+                for asked, one in coming.items():
+                    self._coming.pop(asked, None)
+                    one.done.set()
 
     def drop(self, tenant: str | None) -> None:
         """Let go of what a tenant searched for: it may be what somebody said, and is to be forgotten."""
@@ -193,6 +225,15 @@ class QueryVectors:
             if kept is not None:
                 self._kept.move_to_end(asked)
             return kept
+
+    def _as_turn(self, asked: _Asked) -> threading.Event | None:
+        """What is set when the turn that says this has been embedded; None if that is not under way."""
+        with self._lock:
+            coming = self._coming.get(asked)
+            if coming is None:
+                return None
+            coming.wanted = True
+            return coming.done
 
     def _begin(self, asked: _Asked) -> threading.Event | None:
         """Have a query embedded; what is set when that is over. None if it is not worth a try just now."""
@@ -241,9 +282,13 @@ class QueryVectors:
         with self._lock:
             self._failures = 0
             if found is not None:
-                self._kept[asked] = found
-                if len(self._kept) > _QUERIES:
-                    self._kept.popitem(last=False)
+                self._keep(asked, found)
+
+    def _keep(self, asked: _Asked, found: Vector) -> None:
+        """Remember a vector. The lock is held."""
+        self._kept[asked] = found
+        if len(self._kept) > _QUERIES:
+            self._kept.popitem(last=False)
 
     def _embed(self, text: str) -> Vector | None:
         """By the embedder's `embed_query`, if it has one: some models embed questions in another way than documents."""

@@ -259,7 +259,7 @@ class EmbeddingIndex:
             for batch in batches(list(texts), getattr(self.embedder, "batch_size", BATCH_TEXTS)):
                 if self._stopping.is_set():
                     break
-                for text, vector in zip(batch, self._embed(batch), strict=True):
+                for text, vector in zip(batch, self._embed(batch, tenant), strict=True):
                     if vector is None:
                         self._skip(space, by_digest[texts[text]])
                         continue
@@ -273,11 +273,14 @@ class EmbeddingIndex:
         finally:
             self._keep(tenant, space, unwritten, made)
 
-    def _embed(self, batch: list[str]) -> list[Vector | None]:
+    def _embed(self, batch: list[str], tenant: str | None) -> list[Vector | None]:
         """The vectors of a batch. `stop` ends the wait for them soon."""
         if isinstance(self.embedder, HashingEmbedder):  # takes less time than anybody would mind
             return embed(self.embedder, batch)
-        return until(self._stopping, lambda: embed(self.embedder, batch))
+        with self._queries.coming(batch, tenant) as came:
+            found = until(self._stopping, lambda: embed(self.embedder, batch))
+            came(found)
+            return found
 
     def _from_pages(self, tenant: str | None, space: Space, wanted: Sequence[_Wanted]) -> list[_Wanted]:
         """Take the vectors that the store has; the turns that it has none for."""

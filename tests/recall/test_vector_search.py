@@ -42,9 +42,11 @@ class Recording:
         self.texts: Counter[str] = Counter()
         self.down = False
         self.gate: threading.Event | None = None
+        self.gate_reached = False
 
     def embed(self, texts: Sequence[str]) -> Any:
         if self.gate is not None:
+            self.gate_reached = True
             self.gate.wait(10)
         if self.down:
             raise ConnectionError("the embedder is down")
@@ -213,6 +215,31 @@ def test_what_was_searched_for_is_not_embedded_again_as_a_turn(
     assert vectors.flush()
 
     assert embedder.texts[BIRDS[1]] == 3
+
+
+def test_a_search_for_a_turn_that_is_being_embedded_waits_for_it(
+    opened: Callable[..., tuple[ConversationStore, Vectors]],
+) -> None:
+    """What was said a moment ago and is searched for now is embedded once."""
+    embedder = Recording()
+    store, vectors = opened(embedder, embed_seconds=30.0)
+    store.append("s", says(BIRDS[0]))
+    assert vectors.flush()
+    embedder.gate = threading.Event()
+    store.append("s", says(BIRDS[1]))
+    while not embedder.gate_reached:
+        threading.Event().wait(0.01)
+    found: list[list[tuple[str, int]]] = []
+    thread = threading.Thread(target=lambda: found.append(numbers(vectors, BIRDS[1])))
+    thread.start()
+    threading.Event().wait(0.3)  # should it be later than this, it finds the turn's vector
+    embedder.gate.set()
+    thread.join(30)
+    assert vectors.flush()
+
+    assert len(found) == 1
+    assert embedder.texts == Counter(BIRDS[:2])
+    assert numbers(vectors, BIRDS[1], k=1) == [("s", 1)]
 
 
 def test_a_model_that_embeds_questions_otherwise_is_asked_for_both(
