@@ -128,3 +128,25 @@ def test_nothing_is_put_in_before_what_the_user_does_not_say(tmp_path: Path, kin
     assert (report.reason, report.recall, report.inserts) == ("left", "not_the_users", 0)
     assert not any(is_recalled(message) for message in restore(exchange.messages))
     assert restore(exchange.messages)[-1] == messages[-1]
+
+
+CHINESE = "我的小提琴老师叫林小红。"
+LISTS = [(f"请整理第{n}份清单、苹果{n}、香蕉{n}、橙子{n}", f"第{n}份清单、苹果{n}、香蕉{n}") for n in range(40)]
+
+
+@pytest.mark.parametrize("around", [0, 40])
+def test_what_was_said_in_chinese_comes_back_by_sentences(tmp_path: Path, around: int) -> None:
+    """Words of a script without spaces say what matters, and of a long text the sentence that does is quoted."""
+    cranes = "".join(f"第{n}条、港口的起重机今天正常工作、没有任何问题。" for n in range(around))
+    with Krunch(Settings(home=str(tmp_path), recall={"voices": ["words"]})) as krunch:
+        assert krunch.store is not None
+        krunch.store.append("s", [user(cranes + CHINESE + cranes), bot("好的、记住了。")])
+        for asked, answered in LISTS:
+            krunch.store.append("s", [user(asked), bot(answered)])
+        smart = krunch.context("s", "smart", query="我的小提琴老师叫什么名字", budget=400)
+        window = krunch.context("s", "smart", query="第39份清单里有什么水果", budget=400)
+
+    (quote,) = [message["content"] for message in smart if is_recalled(message)]
+    assert CHINESE in quote
+    assert ("[…]" in quote) == bool(around)
+    assert not any(is_recalled(message) for message in window)
