@@ -539,6 +539,7 @@ store = ConversationStore(sys.argv[1], upkeep_seconds=0)
 vectors = Vectors(store, IndexFiles(store.directory), Noting())
 for n in range(15):
     store.append(sys.argv[2], [{"role": "user", "content": f"{sys.argv[2]} heron {n} {m}"} for m in range(10)])
+assert vectors.flush(60)
 print("appended", flush=True)
 sys.stdin.readline()
 assert vectors.flush(60)
