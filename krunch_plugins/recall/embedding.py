@@ -6,6 +6,8 @@ import logging
 import threading
 import time
 from collections import OrderedDict
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from krunch_plugins.turns import Embedder
 
     Vector = NDArray[np.float32]
+    _Asked = tuple[str | None, str]
+    """Who asks, and what."""
 
 log = logging.getLogger("krunch")
 
@@ -127,6 +131,14 @@ def _as_kept(embedder: Embedder, found: Vector) -> list[Vector | None]:
     return [vector if good else None for vector, good in zip(vectors, finite.tolist(), strict=True)]
 
 
+@dataclass(slots=True, eq=False)
+class _Coming:
+    """A turn that is being embedded; whether somebody searches for its text meanwhile."""
+
+    done: threading.Event = field(default_factory=threading.Event)
+    wanted: bool = False
+
+
 class QueryVectors:
     """Vectors of what is searched for: the last ones are kept, and an embedder that is down is let be for a while.
 
@@ -139,6 +151,7 @@ class QueryVectors:
         clock: seconds that only go forward.
 
     Attributes:
+        alike: queries are embedded as turns are, by a model that costs more than to look whether one has been.
         without: how often no vector was to be had, or not in time.
     """
 
@@ -146,57 +159,100 @@ class QueryVectors:
         self, embedder: Embedder, seconds: float = EMBED_SECONDS, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._embedder, self._seconds, self._clock = embedder, seconds, clock
+        self.alike = not (hasattr(embedder, "embed_query") or isinstance(embedder, HashingEmbedder))
         self.without = 0
         self._late = False
         self.begin()
         begin_after_fork(self)
-        self._kept: OrderedDict[str, Vector] = OrderedDict()
+        self._kept: OrderedDict[_Asked, Vector] = OrderedDict()
         self._failures = 0
         self._not_before = 0.0
 
     def begin(self) -> None:
         """Have no call under way; see `begin_after_fork`."""
         self._lock = threading.Lock()
-        self._running: dict[str, threading.Event] = {}
+        self._running: dict[_Asked, threading.Event] = {}
+        self._coming: dict[_Asked, _Coming] = {}
 
-    def vector(self, text: str) -> Vector | None:
-        """The vector of a query; None if it cannot be had just now."""
+    def vector(self, text: str, tenant: str | None = None) -> Vector | None:
+        """The vector of a tenant's query; None if it cannot be had just now."""
+        asked = tenant, text
         if isinstance(self._embedder, HashingEmbedder):  # takes less time than a thread
-            kept = self._known(text)
+            kept = self._known(asked)
             if kept is None:
-                self._fetch(text)
-        elif (kept := self._known(text)) is None and (done := self._begin(text)) is not None:
+                self._fetch(asked)
+        elif (kept := self._known(asked)) is None and (done := self._as_turn(asked) or self._begin(asked)) is not None:
             self._await(done)
-        if kept is None and (kept := self._known(text)) is None:
+        if kept is None and (kept := self._known(asked)) is None:
             with self._lock:
                 self.without += 1
         return kept
 
-    def _known(self, text: str) -> Vector | None:
+    def of_turn(self, text: str, tenant: str | None) -> Vector | None:
+        """The vector of a turn that says what the tenant searched for of late; None if it did not, or not `alike`."""
+        return self._known((tenant, text)) if self.alike else None
+
+    @contextmanager
+    def coming(self, texts: Sequence[str], tenant: str | None) -> Iterator[Callable[[Sequence[Vector | None]], None]]:
+        """While a tenant's turns are embedded: who searches for the text of one waits for that; takes what came."""
+        coming = {(tenant, text): _Coming() for text in texts} if self.alike else {}
+
+        def came(found: Sequence[Vector | None]) -> None:
+            with self._lock:
+                for asked, vector in zip(coming, found, strict=False):
+                    if coming[asked].wanted and vector is not None:
+                        self._keep(asked, vector)
+
         with self._lock:
-            kept = self._kept.get(text)
+            self._coming |= coming
+        try:
+            yield came
+        finally:
+            with self._lock:
+                for asked, one in coming.items():
+                    self._coming.pop(asked, None)
+                    one.done.set()
+
+    def drop(self, tenant: str | None) -> None:
+        """Let go of what a tenant searched for: it may be what somebody said, and is to be forgotten."""
+        with self._lock:
+            for asked in [asked for asked in self._kept if asked[0] == tenant]:
+                del self._kept[asked]
+
+    def _known(self, asked: _Asked) -> Vector | None:
+        with self._lock:
+            kept = self._kept.get(asked)
             if kept is not None:
-                self._kept.move_to_end(text)
+                self._kept.move_to_end(asked)
             return kept
 
-    def _begin(self, text: str) -> threading.Event | None:
+    def _as_turn(self, asked: _Asked) -> threading.Event | None:
+        """What is set when the turn that says this has been embedded; None if that is not under way."""
+        with self._lock:
+            coming = self._coming.get(asked)
+            if coming is None:
+                return None
+            coming.wanted = True
+            return coming.done
+
+    def _begin(self, asked: _Asked) -> threading.Event | None:
         """Have a query embedded; what is set when that is over. None if it is not worth a try just now."""
         with self._lock:
-            done = self._running.get(text)
+            done = self._running.get(asked)
             if done is not None:
                 return done
             if self._clock() < self._not_before or len(self._running) >= _AT_ONCE:
                 return None
-            done = self._running[text] = threading.Event()
-        threading.Thread(target=self._run, args=(text, done), name="krunch-query", daemon=True).start()
+            done = self._running[asked] = threading.Event()
+        threading.Thread(target=self._run, args=(asked, done), name="krunch-query", daemon=True).start()
         return done
 
-    def _run(self, text: str, done: threading.Event) -> None:
+    def _run(self, asked: _Asked, done: threading.Event) -> None:
         try:
-            self._fetch(text)
+            self._fetch(asked)
         finally:
             with self._lock:
-                self._running.pop(text, None)
+                self._running.pop(asked, None)
             done.set()
 
     def _await(self, done: threading.Event) -> None:
@@ -209,10 +265,10 @@ class QueryVectors:
                 self._embedder.name, self._seconds,
             )  # fmt: skip
 
-    def _fetch(self, text: str) -> None:
+    def _fetch(self, asked: _Asked) -> None:
         """Embed a query and keep its vector."""
         try:
-            found = self._embed(text)
+            found = self._embed(asked[1])
         except Exception as error:  # noqa: BLE001 - an outside service may raise anything, and the other voices answer
             with self._lock:
                 self._failures += 1
@@ -226,9 +282,13 @@ class QueryVectors:
         with self._lock:
             self._failures = 0
             if found is not None:
-                self._kept[text] = found
-                if len(self._kept) > _QUERIES:
-                    self._kept.popitem(last=False)
+                self._keep(asked, found)
+
+    def _keep(self, asked: _Asked, found: Vector) -> None:
+        """Remember a vector. The lock is held."""
+        self._kept[asked] = found
+        if len(self._kept) > _QUERIES:
+            self._kept.popitem(last=False)
 
     def _embed(self, text: str) -> Vector | None:
         """By the embedder's `embed_query`, if it has one: some models embed questions in another way than documents."""

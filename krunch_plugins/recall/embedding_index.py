@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from krunch_plugins.recall.embedding import QueryVectors
     from krunch_plugins.recall.files import IndexFiles
     from krunch_plugins.turns import Embedder, TurnEvent, TurnStore
 
@@ -56,7 +57,8 @@ class EmbeddingIndex:
     """What the `Follower` keeps in step with the store: each turn's embedding. Thread-safe.
 
     - No text is embedded twice: an embedding is looked for in the store's pages, then among the tenant's other turns of
-      the same text. Processes take turns (a lock file), so each finds what the other embedded.
+      the same text, then among its last queries. Processes take turns (a lock file), so each finds what the other
+      embedded.
     - The embeddings of other models stay where they are: some other process may want them.
     - What was embedded is in the store before the next batch or two, so a crash or an embedder that goes down costs
       little.
@@ -65,21 +67,23 @@ class EmbeddingIndex:
         store: whom to follow, and where embeddings are kept.
         files: where index files lie.
         embedder: the model.
+        queries: vectors of what was searched for.
         exact_up_to: vectors up to which search is exact.
         held_bytes: bytes of vectors in memory, over all tenants; above, the tenant that was least recently used leaves
             memory, and comes back from the disk when it is asked for.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - limits by name
         self,
         store: TurnStore,
         files: IndexFiles,
         embedder: Embedder,
+        queries: QueryVectors,
         *,
         exact_up_to: int = EXACT_UP_TO,
         held_bytes: int = HELD_BYTES,
     ) -> None:
-        self.embedder = embedder
+        self.embedder, self._queries = embedder, queries
         self._store, self._files, self._exact_up_to = store, files, exact_up_to
         # A plain number costs nothing to read. What has to be worked out may ask a service that is down just now.
         plain = inspect.getattr_static(embedder, "dimension", None)
@@ -244,7 +248,10 @@ class EmbeddingIndex:
         by_digest: dict[int, list[_Wanted]] = {}
         for one in left:
             by_digest.setdefault(one.digest, []).append(one)
-        made = self._from_turns(space, by_digest)
+        made = self._from_turns(space, list(by_digest))
+        for found, (first, *_) in by_digest.items():
+            if found not in made and (vector := self._queries.of_turn(first.text, tenant)) is not None:
+                made[found] = vector
         texts = {turns[0].text: found for found, turns in by_digest.items() if found not in made}
         unwritten = [one for found in made for one in by_digest[found]]
         written = time.monotonic()
@@ -252,7 +259,7 @@ class EmbeddingIndex:
             for batch in batches(list(texts), getattr(self.embedder, "batch_size", BATCH_TEXTS)):
                 if self._stopping.is_set():
                     break
-                for text, vector in zip(batch, self._embed(batch), strict=True):
+                for text, vector in zip(batch, self._embed(batch, tenant), strict=True):
                     if vector is None:
                         self._skip(space, by_digest[texts[text]])
                         continue
@@ -266,11 +273,14 @@ class EmbeddingIndex:
         finally:
             self._keep(tenant, space, unwritten, made)
 
-    def _embed(self, batch: list[str]) -> list[Vector | None]:
+    def _embed(self, batch: list[str], tenant: str | None) -> list[Vector | None]:
         """The vectors of a batch. `stop` ends the wait for them soon."""
         if isinstance(self.embedder, HashingEmbedder):  # takes less time than anybody would mind
             return embed(self.embedder, batch)
-        return until(self._stopping, lambda: embed(self.embedder, batch))
+        with self._queries.coming(batch, tenant) as came:
+            found = until(self._stopping, lambda: embed(self.embedder, batch))
+            came(found)
+            return found
 
     def _from_pages(self, tenant: str | None, space: Space, wanted: Sequence[_Wanted]) -> list[_Wanted]:
         """Take the vectors that the store has; the turns that it has none for."""
@@ -290,16 +300,21 @@ class EmbeddingIndex:
         self._add(space, found)
         return left
 
+    def of_text(self, text: str, tenant: str | None) -> Vector | None:
+        """The vector of a turn of the tenant's that says just this; None if there is none in memory."""
+        return next(iter(self._from_turns(self.space(tenant), [digest(text)]).values()), None)
+
     @staticmethod
-    def _from_turns(space: Space, by_digest: dict[int, list[_Wanted]]) -> dict[int, Vector]:
-        """Vectors of other turns of the tenant that have the same text, by its digest."""
-        if not by_digest:
+    def _from_turns(space: Space, digests: list[int]) -> dict[int, Vector]:
+        """Vectors of the tenant's turns whose texts have these digests, by the digest."""
+        if not digests:
             return {}
         with space.lock:
-            others = space.catalogue.with_digest(list(by_digest), without=space.lacking)
+            others = space.catalogue.with_digest(digests, without=space.lacking)
+            vectors = space.vectors
         rows = {row: found for found, row in others.items()}
-        ids, vectors = space.vectors.get(list(rows))
-        return {rows[row]: vector for row, vector in zip(ids.tolist(), vectors, strict=True)}
+        ids, kept = vectors.get(list(rows))
+        return {rows[row]: vector for row, vector in zip(ids.tolist(), kept, strict=True)}
 
     def _keep(self, tenant: str | None, space: Space, turns: Sequence[_Wanted], made: dict[int, Vector]) -> None:
         """Put vectors into the index and into the store."""

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from krunch_plugins.recall.weights import Weights
     from krunch_plugins.tokens import Tokenizer
 
-_PASSAGE = re.compile(r"[^\n]*?(?:[.!?\u3002\uff01\uff1f]+(?=\s)|\n|\Z)\s*", re.DOTALL)
+_PASSAGE = re.compile(r"[^\n]*?(?:[.!?]+(?=\s)|[\u3002\uff01\uff1f]+|\n|\Z)\s*", re.DOTALL)
+"""Up to the end of a sentence or line. Chinese and Japanese put no space behind their full stops."""
 _LONGEST = 400
 """Characters of one passage; longer ones, such as minified code, are cut."""
 _LOOKED_AT = 50_000

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from krunch_plugins.errors import StoreClosed
+from krunch_plugins.errors import MissingExtra, StoreClosed, WrongDimension
 from krunch_plugins.recall.locks import begin_after_fork
 from krunch_plugins.turns import TurnEvent
 
@@ -351,7 +351,13 @@ class Follower:
             delay = min(_RETRY * 2 ** (failures - 1), _RETRY_MOST)
             self._due.setdefault(tenant, time.monotonic() + delay)
         if failures == 1 and not (self._closed or isinstance(error, StoreClosed)):  # that is the end of the process
-            log.warning("index %r is behind, and is tried again: %s", self.name, type(error).__name__)
+            log.warning("index %r is behind, and is tried again: %s", self.name, _told(error))
+
+
+def _told(error: Exception) -> str:
+    """What is logged of an error: of those that somebody has to do something about all; others may hold text."""
+    name = type(error).__name__
+    return f"{name}: {error}" if isinstance(error, (MissingExtra, WrongDimension)) else name
 
 
 def _turns(events: Sequence[TurnEvent]) -> int:

@@ -43,7 +43,7 @@ class Topics:
         model = self._vectors.answering(query.tenant)
         if model is None:
             return []
-        wanted = model.queries.vector(query.text)
+        wanted = model.wanted(query)
         if wanted is None or not wanted.any():
             return []
         space = model.index.space(query.tenant)

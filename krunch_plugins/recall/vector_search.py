@@ -74,11 +74,16 @@ class Model:
 
     def __init__(self, store: TurnStore, files: IndexFiles, embedder: Embedder, limits: _Limits) -> None:
         self.embedder = embedder
-        self.index = EmbeddingIndex(
-            store, files, embedder, exact_up_to=limits.exact_up_to, held_bytes=limits.held_bytes
-        )
         self.queries = QueryVectors(embedder, limits.embed_seconds)
+        self.index = EmbeddingIndex(
+            store, files, embedder, self.queries, exact_up_to=limits.exact_up_to, held_bytes=limits.held_bytes
+        )
         self.follower = Follower(store, self.index, "vectors")
+
+    def wanted(self, query: SearchQuery) -> NDArray[np.float32] | None:
+        """The vector of what is searched for, of a turn that says the same if that will do; None if there is none."""
+        known = self.index.of_text(query.text, query.tenant) if self.queries.alike else None
+        return self.queries.vector(query.text, query.tenant) if known is None else known
 
 
 def _with_ties(
@@ -161,7 +166,7 @@ class Vectors:
             rows = catalogue.matching(query)
         if not len(vectors) or (rows is not None and not len(rows)):
             return []
-        wanted = model.queries.vector(query.text)
+        wanted = model.wanted(query)
         if wanted is None:
             return []
         ids, scores = _with_ties(vectors, wanted, query.k, rows)
@@ -192,9 +197,11 @@ class Vectors:
     def forget(self, session: str, tenant: str | None) -> int:
         """Remove every trace of a session's text; how many turns had one."""
         removed = self._model.index.forget(tenant, session, partial(self._model.follower.is_gone, tenant))
+        self._model.queries.drop(tenant)
         with self._lock:
             before = self._before
         if before is not None:
+            before.queries.drop(tenant)
             before.index.forget(tenant, session, lambda _: True)
         return removed
 

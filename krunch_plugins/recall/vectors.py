@@ -33,6 +33,8 @@ EXACT_UP_TO = 10_000
 SLOW_FROM = 100_000
 """Vectors above which exact search takes so long that we say so."""
 _FIRST_ROWS = 64
+_LARGE = 1 << 20
+"""Bytes from which an array grows in small steps."""
 _Kind = TypeVar("_Kind", bound=np.generic)
 _BUILT_AT_ONCE = 1024
 _MARKED_AT_MOST = 0.2
@@ -93,7 +95,7 @@ class VectorIndex(Protocol):
 class ExactIndex:
     """A `VectorIndex` that compares with every vector: one contiguous block of float32.
 
-    The block grows by half its size, and a removed row is taken by the last one and wiped.
+    The block has little room to spare (see `room`), and a removed row is taken by the last one and wiped.
 
     Args:
         dimension: length of each vector.
@@ -360,9 +362,13 @@ def nothing() -> tuple[Ids, Floats]:
 
 
 def room(array: NDArray[_Kind], size: int, fill: int) -> NDArray[_Kind]:
-    """The array, or a larger copy if it has fewer than `size` rows: by half more, so that growing costs little."""
+    """The array, or a larger copy if it has fewer than `size` rows.
+
+    By half more while it is small, so that growing costs little, then by a sixteenth, so that what is spare does.
+    """
     if size <= len(array):
         return array
-    larger = np.full((max(size, len(array) + len(array) // 2), *array.shape[1:]), fill, dtype=array.dtype)
+    spare = len(array) // (2 if array.nbytes < _LARGE else 16)
+    larger = np.full((max(size, len(array) + spare), *array.shape[1:]), fill, dtype=array.dtype)
     larger[: len(array)] = array
     return larger

@@ -32,9 +32,9 @@ _SHORTEST = 3
 """Letters that an ending may leave."""
 
 
-def words(text: str) -> list[str]:
-    """The terms of a text that say what it is about, in order, without common English endings."""
-    return [_stem(term) for term in terms(text) if term not in CHAT_WORDS]
+def words(text: str, *, asked: bool = False) -> list[str]:
+    """The terms of a text that say what it is about, in order, without common English endings; `asked`: see `terms`."""
+    return [_stem(term) for term in terms(text, asked=asked) if term not in CHAT_WORDS]
 
 
 def _stem(word: str) -> str:
@@ -57,7 +57,7 @@ class Weights:
     """
 
     def __init__(self, query: str, texts: Iterable[str]) -> None:
-        wanted = set(words(query))
+        wanted = set(words(query, asked=True))
         counts = dict.fromkeys(wanted, 0)
         total = 0
         for text in texts:

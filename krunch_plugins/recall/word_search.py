@@ -94,7 +94,7 @@ def _choose(connection: sqlite3.Connection, text: str, rows: Rows, filtering: _F
     Which terms are too common is a matter of the turns that the filter leaves: a word that is rare in all turns may be
     in none of these.
     """
-    found = list(dict.fromkeys(terms.terms(text)))
+    found = list(dict.fromkeys(terms.terms(text, asked=True)))
     if len(found) > COUNTED:
         found = sorted(found, key=lambda term: (-len(term.encode()), term))[:COUNTED]
     counted = []

@@ -32,11 +32,16 @@ _UNSPACED = (
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 
 
-def terms(text: str) -> list[str]:
+def terms(text: str, *, asked: bool = False) -> list[str]:
     """The terms of a text, in order: words in small letters without accents; stop words are left out.
 
     Text in a script without spaces becomes its pairs of neighbouring characters, and the last character of each run by
     itself, so that one character is found as the beginning of a term.
+
+    Args:
+        text: what is stored, or asked for.
+        asked: it is asked for. Then a last character by itself is looked for only if it is the whole run: it would
+            find all that has this character anywhere, and in Korean it is often a particle.
     """
     if text.isascii():
         return [word[:LONGEST] for word in _ASCII_WORD.findall(text.lower()) if word not in STOP_WORDS]
@@ -48,7 +53,8 @@ def terms(text: str) -> list[str]:
             if not piece:
                 continue
             if unspaced.fullmatch(piece):
-                found += [piece[at : at + 2] for at in range(len(piece))]
+                alone = asked and len(piece) > 1
+                found += [piece[at : at + 2] for at in range(len(piece) - alone)]
             elif piece not in STOP_WORDS:
                 found.append(piece[:LONGEST])
     return found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,9 +154,41 @@ async def test_asearch_finds_the_same(open_krunch: Callable[..., Krunch]) -> Non
     """The async twin takes the same arguments and gives the same answer."""
     krunch = open_krunch()
     assert krunch.store is not None
-    krunch.store.append("s", [{"role": "user", "content": "amber and teal"}])
+    for number in range(12):
+        message = {"role": ("user", "assistant")[number % 2], "content": f"amber and teal {number}"}
+        turn = Turn(0, message, float(number), None, {"odd": number % 4 > 1})
+        krunch.store.append(f"s{number % 3}", [turn], tenant=("mine", None)[number % 5 == 0])
+    every: list[dict[str, Any]] = [
+        {},
+        {"k": 3},
+        {"session": "s1"},
+        {"after": 3.0, "before": 9.0},
+        {"roles": ["assistant"]},
+        {"metadata": {"odd": True}},
+    ]
+    found = [await krunch.asearch("amber", tenant="mine", **asked) for asked in every]
 
-    assert await krunch.asearch("amber", k=3, session="s") == krunch.search("amber", k=3, session="s")
+    assert found == [krunch.search("amber", tenant="mine", **asked) for asked in every]
+    assert [len(hits) for hits in found] == [9, 3, 3, 5, 5, 5]
+    assert len(await krunch.asearch("amber")) == 3
+
+
+async def test_asearch_lets_others_run() -> None:
+    """A search that waits does not keep the event loop."""
+    released = threading.Event()
+
+    class Waits:
+        @hookimpl
+        def on_search(self) -> list[SearchHit]:
+            assert released.wait(30)
+            return [hit(1)]
+
+    with Krunch(Settings(), plugins=[Waits()]) as krunch:
+        searching = asyncio.create_task(krunch.asearch("anything"))
+        await asyncio.sleep(0)
+        released.set()
+
+        assert places(await searching) == [("s", 1)]
 
 
 def test_the_example_takes_part_as_an_equal(tmp_path: Path) -> None:

@@ -92,15 +92,19 @@ def test_making_krunch_asks_no_embedder(tmp_path: Path) -> None:
     assert service.asked == 0
 
 
-def test_a_missing_library_stops_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_stops_no_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Without sentence-transformers words answer; it is needed when the first turn is embedded, and the log says so."""
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with Krunch(Settings(home=str(tmp_path)), embedder=SentenceTransformerEmbedder()) as krunch:
         assert krunch.store is not None
         krunch.store.append("s", SAID)
         (hit,) = krunch.search("hello")
+        assert not krunch.flush(10)
 
     assert set(hit.found_by) == {"words"}
+    assert "pip install 'krunch-plugins[sentence-transformers]'" in caplog.text
 
 
 def test_a_search_does_not_wait_for_a_slow_embedder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -166,6 +170,27 @@ class Hung:
     def _wait(self) -> None:
         self.called.set()
         self.go.wait(60)
+
+
+@pytest.mark.parametrize("dimension", [False, True])
+def test_no_append_and_no_exchange_waits_for_an_embedder(tmp_path: Path, *, dimension: bool) -> None:
+    """What was said is stored, and found by its words, before its embedding was made."""
+    hung = Hung(dimension=dimension)
+    settings = Settings(home=tmp_path, recall={"embed_seconds": 0.0})
+    with Krunch(settings, embedder=hung) as krunch:
+        assert krunch.store is not None
+        krunch.store.append("s", SAID)
+        assert hung.called.wait(10)
+        krunch.store.append("s", SAID)
+        exchange = krunch.prepare([{"role": "user", "content": "hello again"}], model="gpt-4o", session="t")
+        exchange.finish({"role": "assistant", "content": "hello"})
+        found = krunch.search("hello")
+        assert not hung.left.is_set()
+        hung.go.set()
+        assert krunch.flush(30)
+
+    assert [set(hit.found_by) for hit in found] == [{"words"}] * 4
+    assert set(hung.texts) == {"hello", "hello again", "hello world"}
 
 
 @pytest.mark.parametrize("dimension", [False, True])

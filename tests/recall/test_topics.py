@@ -162,3 +162,30 @@ def test_the_voice_takes_in_new_turns(tmp_path: Path) -> None:
 
     assert {hit.turn.number for hit in after} > set(range(before))
     assert len(after) == 35
+
+
+def test_the_voice_keeps_tenants_and_sessions_apart(tmp_path: Path) -> None:
+    """Sessions of one id are each tenant's own: their turns, their places, and what is forgotten of them."""
+    settings = Settings(home=tmp_path / "home", recall=RecallSettings(voices=frozenset({"topics"})))
+    with Krunch(settings) as krunch:
+        assert krunch.store is not None
+        for tenant, seed in ((None, 1), ("acme", 2)):
+            for session in "st":
+                texts = [f"{text} {session} of {tenant}" for text in turns(30, seed)[0]]
+                messages = [{"role": "user", "content": text} for text in texts]
+                krunch.store.append(session, messages, tenant=tenant)
+        assert krunch.flush()
+        found = {
+            (session, tenant): krunch.search(SUBJECTS["music"], session=session, tenant=tenant, k=50)
+            for session in "st"
+            for tenant in (None, "acme")
+        }
+        krunch.forget("s", tenant="acme")
+        left = krunch.search(SUBJECTS["music"], session="s", k=50)
+        gone = krunch.search(SUBJECTS["music"], session="s", tenant="acme", k=50)
+
+    for (session, tenant), hits in found.items():
+        assert len(hits) == 30
+        assert all(hit.turn.message["content"].endswith(f" {session} of {tenant}") for hit in hits)
+    assert left == found["s", None]
+    assert gone == []

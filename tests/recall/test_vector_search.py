@@ -16,7 +16,7 @@ import pytest
 
 from krunch_plugins import ConversationStore, Krunch, SearchQuery, Settings, Turn
 from krunch_plugins.recall.embedders import HashingEmbedder
-from krunch_plugins.recall.files import IndexFiles
+from krunch_plugins.recall.files import FileLock, IndexFiles
 from krunch_plugins.recall.vector_search import Vectors
 from krunch_plugins.settings import RecallSettings
 from krunch_plugins.snapshots import save
@@ -42,9 +42,11 @@ class Recording:
         self.texts: Counter[str] = Counter()
         self.down = False
         self.gate: threading.Event | None = None
+        self.gate_reached = False
 
     def embed(self, texts: Sequence[str]) -> Any:
         if self.gate is not None:
+            self.gate_reached = True
             self.gate.wait(10)
         if self.down:
             raise ConnectionError("the embedder is down")
@@ -183,13 +185,85 @@ def test_no_text_is_embedded_twice(opened: Callable[..., tuple[ConversationStore
     store, vectors = opened(embedder)
     assert vectors.flush()
     assert len(numbers(vectors, BIRDS[1], k=3)) == 3
-    assert embedder.texts.pop(BIRDS[1]) == 2  # as a turn, and as what was searched for
-    assert set(embedder.texts.values()) == {1}
+    assert set(embedder.texts.values()) == {1}  # what is searched for is the text of a turn
 
     store.append("c", says(BIRDS[2]), tenant="acme")
     assert vectors.flush()
     assert embedder.texts[BIRDS[2]] == 2
     assert numbers(vectors, BIRDS[2], tenant="acme") == [("c", 0)]
+
+
+def test_what_was_searched_for_is_not_embedded_again_as_a_turn(
+    opened: Callable[..., tuple[ConversationStore, Vectors]],
+) -> None:
+    """A question that becomes a turn costs nothing, unless it is another tenant's, or a session was forgotten since."""
+    embedder = Recording()
+    store, vectors = opened(embedder)
+    store.append("s", says(BIRDS[0]))
+    assert vectors.flush()
+    for tenant in (None, "acme"):
+        store.append("t", says("a violin"), tenant=tenant)
+        assert vectors.flush()
+        numbers(vectors, BIRDS[1], tenant=tenant)
+    assert embedder.texts[BIRDS[1]] == 2
+    store.append("s", says(BIRDS[1]))
+    assert vectors.flush()
+    assert numbers(vectors, BIRDS[1], k=1) == [("s", 1)]
+    assert embedder.texts[BIRDS[1]] == 2
+    store.forget("t", tenant="acme")
+    store.append("s", says(BIRDS[1]), tenant="acme")
+    assert vectors.flush()
+
+    assert embedder.texts[BIRDS[1]] == 3
+
+
+def test_a_search_for_a_turn_that_is_being_embedded_waits_for_it(
+    opened: Callable[..., tuple[ConversationStore, Vectors]],
+) -> None:
+    """What was said a moment ago and is searched for now is embedded once."""
+    embedder = Recording()
+    store, vectors = opened(embedder, embed_seconds=30.0)
+    store.append("s", says(BIRDS[0]))
+    assert vectors.flush()
+    embedder.gate = threading.Event()
+    store.append("s", says(BIRDS[1]))
+    while not embedder.gate_reached:
+        threading.Event().wait(0.01)
+    found: list[list[tuple[str, int]]] = []
+    thread = threading.Thread(target=lambda: found.append(numbers(vectors, BIRDS[1])))
+    thread.start()
+    threading.Event().wait(0.3)  # should it be later than this, it finds the turn's vector
+    embedder.gate.set()
+    thread.join(30)
+    assert vectors.flush()
+
+    assert len(found) == 1
+    assert embedder.texts == Counter(BIRDS[:2])
+    assert numbers(vectors, BIRDS[1], k=1) == [("s", 1)]
+
+
+def test_a_model_that_embeds_questions_otherwise_is_asked_for_both(
+    opened: Callable[..., tuple[ConversationStore, Vectors]],
+) -> None:
+    """The vector of a question is none of a turn's, nor the other way around."""
+    asked = []
+
+    class Asymmetric(Recording):
+        def embed_query(self, text: str) -> Any:
+            asked.append(text)
+            return HashingEmbedder(self.dimension).embed([text])[0]
+
+    embedder = Asymmetric()
+    store, vectors = opened(embedder)
+    store.append("s", says(*BIRDS[:2]))
+    assert vectors.flush()
+    for text in (BIRDS[0], BIRDS[2]):
+        assert numbers(vectors, text)
+    store.append("s", says(BIRDS[2]))
+    assert vectors.flush()
+
+    assert asked == [BIRDS[0], BIRDS[2]]
+    assert embedder.texts == Counter(BIRDS)
 
 
 def test_tenants_do_not_see_each_other(opened: Callable[..., tuple[ConversationStore, Vectors]]) -> None:
@@ -420,12 +494,11 @@ def test_another_model_takes_over_when_it_is_complete(
     new.gate = threading.Event()
     vectors.change_embedder(new)
     assert numbers(vectors, THIRD, k=1) == [("s", 3)]
-    assert old.texts[THIRD] == 2  # as a turn, and as what was searched for
     new.gate.set()
     assert vectors.flush()
     assert numbers(vectors, THIRD, k=1) == [("s", 3)]
 
-    assert (old.texts[THIRD], new.texts[THIRD]) == (2, 2)
+    assert set(old.texts.values()) == set(new.texts.values()) == {1}
     assert vectors.stats().model == "new"
     assert len(index_files(home)) == 2
 
@@ -446,7 +519,7 @@ def test_after_a_restart_the_built_in_model_answers_for_another(
     assert vectors.flush()
 
     assert numbers(vectors, THIRD, k=1) == [("s", 3)]
-    assert new.texts[THIRD] == 2
+    assert new.texts[THIRD] == 1
 
 
 def test_several_processes_share_the_work(home: Path) -> None:
@@ -467,6 +540,7 @@ vectors = Vectors(store, IndexFiles(store.directory), Noting())
 for n in range(15):
     store.append(sys.argv[2], [{"role": "user", "content": f"{sys.argv[2]} heron {n} {m}"} for m in range(10)])
 assert vectors.flush(60)
+print("appended", flush=True)
 sys.stdin.readline()
 assert vectors.flush(60)
 print(vectors.stats().vectors, *(text.replace(" ", "_") for text in seen))
@@ -479,10 +553,10 @@ store.close()
         )
         for name in ("one", "two")
     ]
-    while not (home / "recall").exists():
-        threading.Event().wait(0.05)
-    threading.Event().wait(3.0)
-    outputs = [process.communicate("\\n", timeout=120)[0].split() for process in running]
+    for process in running:  # both have appended all before either looks for the last time
+        assert process.stdout is not None
+        assert process.stdout.readline() == "appended\n"
+    outputs = [process.communicate("\n", timeout=120)[0].split() for process in running]
 
     assert [output[0] for output in outputs] == ["300", "300"]
     embedded = Counter(text for output in outputs for text in output[1:])
@@ -799,3 +873,113 @@ def test_turns_that_retention_removes_leave_the_pages_of_all_models(home: Path) 
     assert left is not None
     assert len(left) < len(whole) / 3
     assert b"paid" in left
+
+
+def test_another_length_under_the_same_name_is_another_model(home: Path) -> None:
+    """Vectors of the new length are made beside the old ones, which nothing is compared with; no search fails."""
+    for dimension in (64, 32, 64):
+        embedder = Recording("same", dimension)
+        with Krunch(Settings(home=home, recall={"voices": {"vectors"}}), embedder=embedder) as krunch:
+            assert krunch.store is not None
+            if krunch.store.info("s") is None:
+                krunch.store.append("s", many(300))
+            assert krunch.flush()
+            assert krunch.search(THIRD, k=1)[0].turn.number == 3
+            assert len(embedder.texts) == 300
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
+def test_an_embedder_that_gives_no_numbers_or_nothing_spoils_no_search(home: Path, value: float) -> None:
+    """What has no direction is found by its words, other turns by their vectors too; none is embedded again for it."""
+
+    class Odd(Recording):
+        def embed(self, texts: Sequence[str]) -> Any:
+            vectors = super().embed(texts)
+            vectors[[row for row, text in enumerate(texts) if "odd" in text]] = value
+            return vectors
+
+    embedder = Odd()
+    for _ in range(2):
+        with Krunch(Settings(home=home), embedder=embedder) as krunch:
+            assert krunch.store is not None
+            if krunch.store.info("s") is None:
+                krunch.store.append("s", says("an odd heron", *BIRDS))
+            assert krunch.flush()
+            assert {hit.turn.number: set(hit.found_by) for hit in krunch.search("heron", k=9)}[0] == {"words"}
+            assert {name for hit in krunch.search("odd heron", k=9) for name in hit.found_by} == {"words"}
+            assert krunch.search(BIRDS[1], k=1)[0].found_by == {"words": 1, "vectors": 1}
+
+    assert embedder.texts[BIRDS[0]] == 1
+    assert value or embedder.texts["an odd heron"] == 1
+
+
+def test_vectors_of_another_length_than_promised_are_refused_by_name(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Words answer, `flush` says no, and the log has both lengths."""
+
+    class Longer(Recording):
+        def embed(self, texts: Sequence[str]) -> Any:
+            return HashingEmbedder(99).embed(texts)
+
+    with Krunch(Settings(home=home), embedder=Longer("longer", 64)) as krunch:
+        assert krunch.store is not None
+        krunch.store.append("s", says(*BIRDS))
+        assert not krunch.flush(5)
+        assert set(krunch.search("heron", k=1)[0].found_by) == {"words"}
+
+    assert "99 dimensions" in caplog.text
+    assert "64" in caplog.text
+    assert "heron" not in caplog.text
+
+
+def test_only_one_process_embeds_and_writes_at_a_time(
+    opened: Callable[..., tuple[ConversationStore, Vectors]], home: Path
+) -> None:
+    """While another one has the right to, nothing is embedded and `flush` says no; afterwards it goes on."""
+    embedder = Recording()
+    store, vectors = opened(embedder)
+    store.append("s", says(BIRDS[0]))
+    assert vectors.flush()
+    (folder,) = (home / "recall").iterdir()
+    with FileLock(folder / "vectors.lock").holding() as mine:
+        assert mine
+        store.append("s", many(300))
+        assert not vectors.flush(0.5)
+        assert numbers(vectors, BIRDS[0]) == [("s", 0)]
+        assert set(embedder.texts) == {BIRDS[0]}
+        assert index_files(home) == []
+    assert vectors.flush()
+
+    assert vectors.stats().vectors == 301
+    assert len(index_files(home)) == 1
+
+
+@pytest.mark.skipif(not HNSW, reason="hnswlib is not installed")
+def test_forgetting_leaves_no_vector_in_a_graph(
+    opened: Callable[..., tuple[ConversationStore, Vectors]], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is forgotten is not found at once and in no file; the graph is built anew without it and written again."""
+    store, vectors = opened(exact_up_to=100)
+    store.append("secret", many(300, seed=1))
+    store.append("other", many(400, seed=2))
+    assert vectors.flush()
+    right = numbers(vectors, THIRD, session="other", k=400)
+    assert {session for session, _ in numbers(vectors, THIRD, k=700)} == {"secret", "other"}
+    store.forget("secret")
+    assert index_files(home) == []
+    assert sorted(numbers(vectors, THIRD, k=700)) == sorted(right)
+    assert vectors.flush()
+    assert index_files(home) == []  # the graph still has them, marked
+    monkeypatch.setattr("krunch_plugins.recall.embedding_space._COMPACT_SECONDS", 0.0)
+    store.append("other", many(300, seed=3))
+    assert vectors.flush()
+    assert sorted(path.suffix for path in index_files(home)) == [".half", ".hnsw", ".krunch"]
+    model = vectors.answering(None)
+    assert model is not None
+    assert (model.index.space(None).vectors.marked, vectors.stats().kind) == (0, "graph")
+    after = numbers(vectors, THIRD, k=50)
+    store, vectors = opened(exact_up_to=100)
+
+    assert numbers(vectors, THIRD, k=50) == after
+    assert {session for session, _ in after} == {"other"}

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import tracemalloc
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -188,6 +189,23 @@ def test_the_exact_index_wipes_what_it_removes() -> None:
     index.remove([1, 4])
 
     assert not index._block[3:].any()
+
+
+def test_the_exact_index_has_little_room_to_spare() -> None:
+    """A vector of the built-in embedder takes at most 2 KB, all that an index holds for it included, while it grows."""
+    vectors, sizes = made(100, 448), []
+    arrays = tracemalloc.DomainFilter(inclusive=True, domain=np.lib.tracemalloc_domain)
+    tracemalloc.start()
+    try:
+        index = ExactIndex(448)
+        for start in range(0, 3000, 100):
+            index.add(range(start, start + 100), vectors)
+            traces = tracemalloc.take_snapshot().filter_traces([arrays]).traces
+            sizes.append(sum(trace.size for trace in traces) / len(index))
+    finally:
+        tracemalloc.stop()
+
+    assert max(sizes[9:]) <= 2048 - 100  # and room for what searches filter by
 
 
 @needs_hnswlib

@@ -89,6 +89,56 @@ def test_any_text_can_be_asked(krunch: Krunch, query: str) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        "ferry AND dog",
+        "ferry NOT island",
+        "dog OR ferry",
+        '"nine ferry"',
+        "NEAR(ferry nine, 1)",
+        "^nine ferry",
+        "-ferry",
+        "head: ferry",
+        "turns : (ferry)",
+        "{head} : ferry",
+        "ferry + dog",
+        '" ferry',
+        "ferry'; DROP TABLE docs; --",
+    ],
+)
+def test_what_is_an_operator_elsewhere_is_a_word_or_nothing(krunch: Krunch, query: str) -> None:
+    """Each of these would be an error for FTS5, or find nothing; asked here, the words in it are looked for."""
+    assert [hit.session for hit in krunch.search(query)] == ["english"]
+
+
+def test_a_star_finds_no_beginnings(krunch: Krunch) -> None:
+    """Only whole words are found, whatever stands behind them."""
+    assert krunch.search("isl* isl") == []
+
+
+def test_a_word_without_spaces_is_more_than_its_characters(open_krunch: Callable[..., Krunch]) -> None:
+    """Characters that stand apart, or the other way around, are not the word, nor is a particle that ends it.
+
+    Beside Latin letters it is found all the same; of a longer word, what has more of its pairs comes first.
+    """
+    krunch = open_krunch(window_weight=0.0)
+    assert krunch.store is not None
+    texts = {"word": "我用Python做机器学习", "apart": "机场的仪器", "around": "器机", "short": "学习围棋"}
+    texts |= {"kana": "コーヒーを飲む", "particle": "고양이는 잔다"}
+    for name, text in texts.items():
+        krunch.store.append(name, [{"role": "user", "content": text}])
+
+    assert [hit.session for hit in krunch.search("机器")] == ["word"]
+    assert [hit.session for hit in krunch.search("机器学习")] == ["word", "short"]
+    assert [hit.session for hit in krunch.search("python")] == ["word"]
+    assert [hit.session for hit in krunch.search("コーヒー")] == ["kana"]
+    assert [hit.session for hit in krunch.search("ｺｰﾋｰ")] == ["kana"]
+    assert {hit.session for hit in krunch.search("机")} == {"word", "apart", "around"}
+    assert krunch.search("소파는") == []
+    assert [hit.session for hit in krunch.search("고양이가")] == ["particle"]
+
+
 @given(st.text())
 def test_terms_are_plain_words(text: str) -> None:
     """No term holds a space, a quote or a capital letter, and the same terms come of the terms themselves."""
