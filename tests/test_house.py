@@ -39,6 +39,7 @@ FOR_ADAPTERS = {
 CONTRACTS = {"exchange", "report", "turns", "settings", "errors", "tokens", "snapshots", "hookspecs", "plugins"} | {
     "_version",
     "abandoned",
+    "isolation",
     "settings_sources",
 }
 """The part of the core that all others stand on: it knows no wing."""
