@@ -120,9 +120,9 @@ class Proxy:
             found: dict[str, Any] = client.get("/v1/compression/stats").raise_for_status().json()
         return found
 
-    def eventually(self, told: Callable[[], Any], expected: Any) -> None:
+    def eventually(self, told: Callable[[], Any], expected: Any, seconds: float = 5) -> None:
         """Wait, a few seconds at most, until the workers have told each other."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + seconds
         while (found := told()) != expected and time.monotonic() < deadline:
             time.sleep(0.05)
         assert found == expected

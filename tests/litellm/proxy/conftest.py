@@ -288,6 +288,7 @@ def config(server: Upstream, **settings: Any) -> dict[str, Any]:
             for name, deployment in deployments.items()
         ],
         "litellm_settings": {"callbacks": ["krunch_litellm.proxy.krunch"], "num_retries": 0, **settings},
+        "router_settings": {"disable_cooldowns": True},  # a deployment that failed is asked again
         "general_settings": {"custom_auth": "auth.check", "allow_unmanaged_response_ids": True},
     }
 

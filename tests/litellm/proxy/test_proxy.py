@@ -30,13 +30,17 @@ if TYPE_CHECKING:
 
 
 @PROTOCOLS
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("way", ["header", "metadata"])
-def test_a_request_opts_out(proxy: Proxy, upstream: Upstream, model: Model, protocol: str, way: str) -> None:
+def test_a_request_opts_out(
+    proxy: Proxy, upstream: Upstream, model: Model, protocol: str, way: str, *, stream: bool
+) -> None:
     """With `x-krunch: off`, or `krunch: false` in its metadata, a request goes out as it came, and says so."""
     headers = {"x_krunch": "off"} if way == "header" else {}
     more = {} if way == "header" else {"metadata": {"krunch": False}}
     with proxy.http(**headers) as client:
-        answer = client.post(ENDPOINTS[protocol], json=request(protocol, question := story(), "claude", **more))
+        body = request(protocol, question := story(), "claude", stream=stream, **more)
+        answer = client.post(ENDPOINTS[protocol], json=body)
 
     assert texts(flat(upstream.requests[0])) == [question]
     assert "krunch" not in json.dumps(upstream.requests[0])
@@ -58,17 +62,18 @@ def test_headers_say_what_was_done(proxy: Proxy, model: Model, protocol: str, *,
     assert large["x-krunch-session"] == small["x-krunch-session"] == "user:42 %C3%BC"
 
 
+@PROTOCOLS
 @pytest.mark.parametrize(
     ("key", "name", "reason"),
     [("sk-one", "plain", "off"), ("sk-observed", "gpt", "observe"), ("sk-off-team", "gpt", "off")],
     ids=["model", "key", "team"],
 )
 def test_models_keys_and_teams_have_settings_of_their_own(
-    proxy: Proxy, upstream: Upstream, model: Model, key: str, name: str, reason: str
+    proxy: Proxy, upstream: Upstream, model: Model, protocol: str, key: str, name: str, reason: str
 ) -> None:
     """What the config says of a model, a key or a team goes over what it says of all."""
     with proxy.http(key) as client:
-        answer = client.post(ENDPOINTS["chat"], json=request("chat", question := story(), name))
+        answer = client.post(ENDPOINTS[protocol], json=request(protocol, question := story(), name))
 
     assert answer.headers["x-krunch-reason"] == reason
     assert texts(flat(upstream.requests[0])) == [question]
@@ -102,6 +107,26 @@ def test_other_endpoints_pass_through(proxy: Proxy, upstream: Upstream, model: M
     assert completion.choices[0].text == "¤1 it is"
     assert len(vectors.data[0].embedding) == 8
     assert counted.input_tokens > 200
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [("/v1/moderations", "input"), ("/v1/images/generations", "prompt"), ("/v1/audio/speech", "input")],
+)
+def test_what_krunch_does_not_know_passes_through(
+    proxy: Proxy, upstream: Upstream, model: Model, path: str, field: str
+) -> None:
+    """Calls of other types reach the provider as they came, and what it says reaches the client."""
+    question = story()
+    told = []
+    for headers in ({}, {"x_krunch": "off"}):
+        with proxy.http(**headers) as client:
+            answer = client.post(path, json={"model": "gpt", field: question, "voice": "alloy"})
+        told.append((answer.status_code, "x-krunch-tokens-before" in answer.headers))
+        assert upstream.received[-1].path == path
+        assert upstream.requests[-1][field] == question
+
+    assert told == [(404, False)] * 2  # the model server does not know them either
 
 
 @pytest.mark.parametrize("stream", [False, True])
