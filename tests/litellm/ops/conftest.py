@@ -136,12 +136,12 @@ class Proxy:
     def stop(self) -> int:
         """Stop it, the way a service manager does; its exit code."""
         self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(20)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self._output.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(60)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self._output.close()
+        return self.process.wait()
 
     def _wait(self) -> None:
         deadline = time.monotonic() + 120
