@@ -198,7 +198,7 @@ class Proxy:
 
     def wait(self) -> None:
         """Until it serves, or has ended."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline and self.process.poll() is None:
             with contextlib.suppress(httpx.HTTPError):
                 if httpx.get(f"{self.url}/health/liveliness", timeout=5).status_code == 200:
