@@ -199,9 +199,9 @@ async def _connect(proxy: Proxy, many: int, workers: int) -> list[httpx.AsyncCli
         before = proxy.connections()
         client = _client(proxy)
         await client.get("/health/liveliness")
-        (worker,) = (process for process, count in proxy.connections().items() if count > before.get(process, 0))
-        own = by_worker.setdefault(worker, [])
-        if len(own) < -(-many // workers):
+        found = [process for process, count in proxy.connections().items() if count > before.get(process, 0)]
+        own = by_worker.setdefault(found[0], []) if found else None
+        if own is not None and len(own) < -(-many // workers):
             own.append(client)
         else:
             await client.aclose()

@@ -52,7 +52,8 @@ class Proxy:
         where = ["--config", str(folder / "config.yaml"), "--port", str(port), "--host", "127.0.0.1"]
         command = [sys.executable, "-c", PROGRAMS[name], *(["proxy"] if name == "krunch" else [])]
         self.process = subprocess.Popen(  # noqa: S603 - our own command
-            [*command, *where, "--num_workers", str(workers)],
+            # Connections stay where they are: one that was closed would be opened to whichever worker comes first.
+            [*command, *where, "--num_workers", str(workers), "--keepalive_timeout", "600"],
             env={
                 **os.environ,
                 "LITELLM_MASTER_KEY": MASTER,

@@ -66,8 +66,9 @@ class ProxiedCall:
 class InFlight:
     """The prepared calls, each found again by the object that LiteLLM logs its request with.
 
-    That object lives exactly as long as its request, so a client that goes away leaves nothing behind. (Rejected: a key
-    among the request's arguments, which would go upstream; `litellm_call_id`, which a client can choose.)
+    That object lives exactly as long as its request, so a client that goes away leaves nothing behind. Therefore a call
+    must not hold it, nor the request's arguments, in which it is. (Rejected: a key among the request's arguments, which
+    would go upstream; `litellm_call_id`, which a client can choose.)
     """
 
     def __init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import mmap
 import os
 import shutil
 import socket
@@ -75,6 +76,71 @@ def remove_stale() -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
+class _Bell:
+    """A few bytes in a file that all workers have mapped; each ring changes them.
+
+    To look at them is no system call. (Rejected: the time of a file. To ask for it lets go of the interpreter's lock,
+    and what serves requests got it back up to 10 ms later where other threads were busy: before each request.)
+
+    Args:
+        directory: where the file lies; None: nobody rings.
+
+    Raises:
+        OSError: the file cannot be made or mapped.
+    """
+
+    _SIZE = 16
+
+    def __init__(self, directory: Path | None) -> None:
+        self._path = None if directory is None else directory / _SIGNAL
+        self._told: tuple[int, mmap.mmap] | None = None
+        if self._path is not None:
+            self._open(self._path)
+
+    @property
+    def state(self) -> tuple[int, bytes]:
+        """Another one after each ring."""
+        if self._told is None:
+            return 0, b""
+        inode, shared = self._told
+        return inode, shared[: self._SIZE]
+
+    def ring(self) -> None:
+        """Change what others see.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self._path is not None:
+            self.keep()
+            with self._path.open("r+b", buffering=0) as file:  # not through the map: a full disk would end the process
+                file.write(os.urandom(self._SIZE))
+
+    def keep(self) -> None:
+        """See to it that the file is there, made anew if it is not, and looks used to those who clear old files away.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        if self._path is None or self._told is None:
+            return
+        try:
+            os.utime(self._path)
+            same = self._path.stat().st_ino == self._told[0]
+        except FileNotFoundError:
+            same = False
+        if not same:
+            self._open(self._path)
+
+    def _open(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            os.ftruncate(descriptor, self._SIZE)  # what stands there stays
+            self._told = os.fstat(descriptor).st_ino, mmap.mmap(descriptor, self._SIZE, access=mmap.ACCESS_READ)
+        finally:
+            os.close(descriptor)
+
+
 class Workers:
     """This worker's way to what all of them share.
 
@@ -98,10 +164,11 @@ class Workers:
         try:
             remove_stale()
             self.directory = directory(krunch)
+            self._bell = _Bell(self.directory)
             self.figures = _open(self.directory, limits.max_conversations, limits.cleanup_interval, clock)
         except (OSError, sqlite3.Error) as error:
             log.warning("workers cannot share their figures (%s); each counts for itself", type(error).__name__)
-            self.directory = None
+            self.directory, self._bell = None, _Bell(None)
             self.figures = _open(None, limits.max_conversations, limits.cleanup_interval, clock)
         self._pending: deque[Entry] = deque(maxlen=PENDING)
         self.dropped = self._lost_told = 0
@@ -110,13 +177,13 @@ class Workers:
         self._writing = self._busy = False
         self._told = 0.0
         self._own: set[int] = set()
-        self._signal = self._look()  # first: what comes between the two is heard rather than missed
+        self._rung = self._bell.state  # first: what comes between the two is heard rather than missed
         self._heard = self.figures.last_reset()
 
     @property
     def is_behind(self) -> bool:
-        """Whether there may be resets that `heed` has not told of yet. Costs one look at a file."""
-        return self._look() != self._signal
+        """Whether there may be resets that `heed` has not told of yet. Costs next to nothing."""
+        return self._bell.state != self._rung
 
     def note(self, entry: Entry) -> None:
         """Take in what happened; it is written soon."""
@@ -141,8 +208,8 @@ class Workers:
 
     def heed(self) -> list[Reset]:
         """Resets by other workers since the last call. Reads the database if there may be any, so it may wait."""
-        signal = self._look()
-        if signal == self._signal:
+        rung = self._bell.state
+        if rung == self._rung:
             return []
         with self._hearing:
             try:
@@ -151,7 +218,7 @@ class Workers:
                 log.warning("a reset could not be read (%s); it is asked for again", type(error).__name__)
                 return []
             self._own = {number for number in self._own if number > heard}
-            self._heard, self._signal = heard, signal
+            self._heard, self._rung = heard, rung
         return resets
 
     def reset(self, tenant: str | None, session: str | None = None) -> None:
@@ -167,11 +234,7 @@ class Workers:
             number = self.figures.reset(tenant, session)
             if self.directory is not None:  # else there are no others, and nothing is ever heard
                 self._own.add(number)
-        if self.directory is not None:
-            signal = self.directory / _SIGNAL
-            signal.touch(mode=0o600)
-            now = time.time_ns()
-            os.utime(signal, ns=(now, now))  # by itself a file's time moves in steps of milliseconds
+        self._bell.ring()
 
     def close(self) -> None:
         """Write what is left and let go. Safe to call twice."""
@@ -243,21 +306,14 @@ class Workers:
 
     def _tell(self) -> None:
         self._told = self._clock()
+        with contextlib.suppress(OSError):  # the directory is gone: whoever rings is told
+            self._bell.keep()
         lost = self.dropped - self._lost_told
         if lost:
             self.figures.lost(lost)
             self._lost_told += lost
         self.figures.seen(self._name, self._memory_kb())
         self.figures.gone(_is_alive)
-
-    def _look(self) -> tuple[int, int]:
-        if self.directory is None:
-            return (0, 0)
-        try:
-            seen = (self.directory / _SIGNAL).stat()
-        except OSError:
-            return (0, 0)
-        return (seen.st_mtime_ns, seen.st_ino)
 
 
 def _open(path: Path | None, conversations: int, idle: float, clock: Callable[[], float]) -> Figures:

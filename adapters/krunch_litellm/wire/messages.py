@@ -46,7 +46,8 @@ class MessagesWire:
     """
 
     def __init__(self, data: Mapping[str, Any]) -> None:
-        self._data = data
+        # Not `data`: it holds the object that the proxy knows this request by, which would then live as long as we do.
+        self._given = data["messages"]
         self._pieces = list(_pieces(data))
         self.messages = [piece.message for piece in self._pieces]
         self.tools: Sequence[Mapping[str, Any]] | None = data.get("tools") or None
@@ -69,7 +70,7 @@ class MessagesWire:
             if piece.at is None if piece else message.get("role") in _INSTRUCTING and not out:
                 system = message.get("content") if system is None else joined(system, message.get("content"))
             else:
-                _add(out, message, piece, self._data["messages"])
+                _add(out, message, piece, self._given)
         sent: dict[str, Any] = {"messages": [message for _, message in out]}
         return sent if system is None else {**sent, "system": system}
 

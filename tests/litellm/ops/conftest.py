@@ -120,9 +120,9 @@ class Proxy:
             found: dict[str, Any] = client.get("/v1/compression/stats").raise_for_status().json()
         return found
 
-    def eventually(self, told: Callable[[], Any], expected: Any) -> None:
+    def eventually(self, told: Callable[[], Any], expected: Any, seconds: float = 5) -> None:
         """Wait, a few seconds at most, until the workers have told each other."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + seconds
         while (found := told()) != expected and time.monotonic() < deadline:
             time.sleep(0.05)
         assert found == expected
@@ -136,15 +136,15 @@ class Proxy:
     def stop(self) -> int:
         """Stop it, the way a service manager does; its exit code."""
         self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(20)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self._output.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(60)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self._output.close()
+        return self.process.wait()
 
     def _wait(self) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.log.read_text()[-3000:]
             with contextlib.suppress(httpx.HTTPError):

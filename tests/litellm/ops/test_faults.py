@@ -264,8 +264,8 @@ def _until_it_breaks(client: httpx.Client, body: dict[str, Any]) -> Iterator[str
 
 
 def _served(running: Proxy, *, streamed: bool) -> str:
-    """The reply of a proxy whose workers have to be started again first."""
-    deadline = time.monotonic() + 60
+    """The reply of a proxy whose workers have to be started again first; on a busy machine that takes minutes."""
+    deadline = time.monotonic() + 240
     while True:
         try:
             return running.text(

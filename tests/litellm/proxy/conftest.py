@@ -101,6 +101,40 @@ def expanded(text: str, symbols: Mapping[str, str]) -> str:
     return text
 
 
+ENDPOINTS = {"chat": "/v1/chat/completions", "messages": "/v1/messages", "responses": "/v1/responses"}
+PROTOCOLS = pytest.mark.parametrize("protocol", ENDPOINTS)
+
+
+def request(protocol: str, question: str, model: str = "gpt", **more: Any) -> dict[str, Any]:
+    """A request in one of the protocols."""
+    if protocol == "responses":
+        return {"model": model, "input": question, **more}
+    body = {"model": model, "messages": [{"role": "user", "content": question}], **more}
+    return {"max_tokens": 200, **body} if protocol == "messages" else body
+
+
+def text(protocol: str, answer: httpx.Response) -> str:
+    """The text of a whole reply."""
+    body = answer.raise_for_status().json()
+    if protocol == "chat":
+        return str(body["choices"][0]["message"]["content"])
+    blocks = body["content"] if protocol == "messages" else body["output"][0]["content"]
+    return str(blocks[0]["text"])
+
+
+def streamed(protocol: str, answer: httpx.Response) -> tuple[str, list[dict[str, Any]]]:
+    """The text that the deltas of a stream make up, and all its events."""
+    lines = [line[6:] for line in answer.text.split("\n") if line.startswith("data: {")]
+    events = [json.loads(line) for line in lines]
+    if protocol == "chat":
+        deltas = [choice["delta"].get("content") for event in events for choice in event.get("choices", ())]
+    elif protocol == "messages":
+        deltas = [event["delta"].get("text") for event in events if event["type"] == "content_block_delta"]
+    else:
+        deltas = [event["delta"] for event in events if event["type"] == "response.output_text.delta"]
+    return "".join(delta or "" for delta in deltas), events
+
+
 class Model:
     """Plays the model behind the proxy.
 
@@ -164,7 +198,7 @@ class Proxy:
 
     def wait(self) -> None:
         """Until it serves, or has ended."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline and self.process.poll() is None:
             with contextlib.suppress(httpx.HTTPError):
                 if httpx.get(f"{self.url}/health/liveliness", timeout=5).status_code == 200:
@@ -176,6 +210,14 @@ class Proxy:
     def log(self) -> str:
         """What it has printed."""
         return self._log.read_text(encoding="utf-8", errors="replace")
+
+    @staticmethod
+    def eventually(holds: Callable[[], object]) -> None:
+        """Wait until something holds, which the proxy does in the background."""
+        deadline = time.monotonic() + 90
+        while not holds():
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
 
     def stop(self) -> None:
         """Stop it."""
@@ -246,6 +288,7 @@ def config(server: Upstream, **settings: Any) -> dict[str, Any]:
             for name, deployment in deployments.items()
         ],
         "litellm_settings": {"callbacks": ["krunch_litellm.proxy.krunch"], "num_retries": 0, **settings},
+        "router_settings": {"disable_cooldowns": True},  # a deployment that failed is asked again
         "general_settings": {"custom_auth": "auth.check", "allow_unmanaged_response_ids": True},
     }
 

@@ -10,58 +10,37 @@ import pytest
 
 from krunch_plugins import ConversationStore
 from krunch_plugins.upstream import Answer
-from tests.litellm.proxy.conftest import Proxy, config, flat, restored, said, story, texts
+from tests.litellm.proxy.conftest import (
+    ENDPOINTS,
+    PROTOCOLS,
+    Proxy,
+    config,
+    flat,
+    request,
+    story,
+    streamed,
+    text,
+    texts,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-    import httpx
 
     from tests.litellm.proxy.conftest import Model, Upstream
 
-PATHS = {"chat": "/v1/chat/completions", "messages": "/v1/messages", "responses": "/v1/responses"}
-PROTOCOLS = pytest.mark.parametrize("protocol", PATHS)
-
-
-def request(protocol: str, question: str, model: str = "gpt", **more: Any) -> dict[str, Any]:
-    """A request in one of the protocols."""
-    if protocol == "responses":
-        return {"model": model, "input": question, **more}
-    body = {"model": model, "messages": [{"role": "user", "content": question}], **more}
-    return {"max_tokens": 200, **body} if protocol == "messages" else body
-
-
-def text(protocol: str, answer: httpx.Response) -> str:
-    """The text of a whole reply."""
-    body = answer.raise_for_status().json()
-    if protocol == "chat":
-        return str(body["choices"][0]["message"]["content"])
-    blocks = body["content"] if protocol == "messages" else body["output"][0]["content"]
-    return str(blocks[0]["text"])
-
-
-def streamed(protocol: str, answer: httpx.Response) -> tuple[str, list[dict[str, Any]]]:
-    """The text that the deltas of a stream make up, and all its events."""
-    lines = [line[6:] for line in answer.text.split("\n") if line.startswith("data: {")]
-    events = [json.loads(line) for line in lines]
-    if protocol == "chat":
-        deltas = [choice["delta"].get("content") for event in events for choice in event.get("choices", ())]
-    elif protocol == "messages":
-        deltas = [event["delta"].get("text") for event in events if event["type"] == "content_block_delta"]
-    else:
-        deltas = [event["delta"] for event in events if event["type"] == "response.output_text.delta"]
-    return "".join(delta or "" for delta in deltas), events
-
 
 @PROTOCOLS
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("way", ["header", "metadata"])
-def test_a_request_opts_out(proxy: Proxy, upstream: Upstream, model: Model, protocol: str, way: str) -> None:
+def test_a_request_opts_out(
+    proxy: Proxy, upstream: Upstream, model: Model, protocol: str, way: str, *, stream: bool
+) -> None:
     """With `x-krunch: off`, or `krunch: false` in its metadata, a request goes out as it came, and says so."""
     headers = {"x_krunch": "off"} if way == "header" else {}
     more = {} if way == "header" else {"metadata": {"krunch": False}}
     with proxy.http(**headers) as client:
-        answer = client.post(PATHS[protocol], json=request(protocol, question := story(), "claude", **more))
+        body = request(protocol, question := story(), "claude", stream=stream, **more)
+        answer = client.post(ENDPOINTS[protocol], json=body)
 
     assert texts(flat(upstream.requests[0])) == [question]
     assert "krunch" not in json.dumps(upstream.requests[0])
@@ -74,8 +53,8 @@ def test_a_request_opts_out(proxy: Proxy, upstream: Upstream, model: Model, prot
 def test_headers_say_what_was_done(proxy: Proxy, model: Model, protocol: str, *, stream: bool) -> None:
     """Tokens before and after, the session, and the reason, on every reply."""
     with proxy.http(x_session_id="user:42 ü".encode()) as client:
-        large = client.post(PATHS[protocol], json=request(protocol, story(), stream=stream)).headers
-        small = client.post(PATHS[protocol], json=request(protocol, "Hello", stream=stream)).headers
+        large = client.post(ENDPOINTS[protocol], json=request(protocol, story(), stream=stream)).headers
+        small = client.post(ENDPOINTS[protocol], json=request(protocol, "Hello", stream=stream)).headers
 
     assert int(large["x-krunch-tokens-after"]) < 0.6 * int(large["x-krunch-tokens-before"])
     assert (large["x-krunch-reason"], small["x-krunch-reason"]) == ("compressed", "no_gain")
@@ -83,17 +62,18 @@ def test_headers_say_what_was_done(proxy: Proxy, model: Model, protocol: str, *,
     assert large["x-krunch-session"] == small["x-krunch-session"] == "user:42 %C3%BC"
 
 
+@PROTOCOLS
 @pytest.mark.parametrize(
     ("key", "name", "reason"),
     [("sk-one", "plain", "off"), ("sk-observed", "gpt", "observe"), ("sk-off-team", "gpt", "off")],
     ids=["model", "key", "team"],
 )
 def test_models_keys_and_teams_have_settings_of_their_own(
-    proxy: Proxy, upstream: Upstream, model: Model, key: str, name: str, reason: str
+    proxy: Proxy, upstream: Upstream, model: Model, protocol: str, key: str, name: str, reason: str
 ) -> None:
     """What the config says of a model, a key or a team goes over what it says of all."""
     with proxy.http(key) as client:
-        answer = client.post(PATHS["chat"], json=request("chat", question := story(), name))
+        answer = client.post(ENDPOINTS[protocol], json=request(protocol, question := story(), name))
 
     assert answer.headers["x-krunch-reason"] == reason
     assert texts(flat(upstream.requests[0])) == [question]
@@ -129,6 +109,26 @@ def test_other_endpoints_pass_through(proxy: Proxy, upstream: Upstream, model: M
     assert counted.input_tokens > 200
 
 
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [("/v1/moderations", "input"), ("/v1/images/generations", "prompt"), ("/v1/audio/speech", "input")],
+)
+def test_what_krunch_does_not_know_passes_through(
+    proxy: Proxy, upstream: Upstream, model: Model, path: str, field: str
+) -> None:
+    """Calls of other types reach the provider as they came, and what it says reaches the client."""
+    question = story()
+    told = []
+    for headers in ({}, {"x_krunch": "off"}):
+        with proxy.http(**headers) as client:
+            answer = client.post(path, json={"model": "gpt", field: question, "voice": "alloy"})
+        told.append((answer.status_code, "x-krunch-tokens-before" in answer.headers))
+        assert upstream.received[-1].path == path
+        assert upstream.requests[-1][field] == question
+
+    assert told == [(404, False)] * 2  # the model server does not know them either
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_response_cache_is_the_sessions_own(
     proxy: Proxy, upstream: Upstream, model: Model, *, stream: bool
@@ -138,7 +138,7 @@ def test_the_response_cache_is_the_sessions_own(
 
     def ask(key: str, session: str) -> str:
         with proxy.http(key, x_session_id=session) as client:
-            answer = client.post(PATHS["chat"], json=body)
+            answer = client.post(ENDPOINTS["chat"], json=body)
         time.sleep(0.2)  # LiteLLM writes its cache in the background
         return streamed("chat", answer)[0] if stream else text("chat", answer)
 
@@ -168,7 +168,7 @@ def test_what_was_held_back_goes_out_before_an_error(proxy: Proxy, model: Model,
     for headers in ({}, {"x_krunch": "off"}):
         body = request(protocol, story(), backend, stream=True)
         with proxy.http(**headers) as client:
-            heard.append(streamed(protocol, client.post(PATHS[protocol], json=body)))
+            heard.append(streamed(protocol, client.post(ENDPOINTS[protocol], json=body)))
 
     (ours, our_events), (plain, plain_events) = heard
     assert "¤" not in ours
@@ -188,7 +188,7 @@ def test_upstream_errors_reach_the_client_as_they_are(
     answers = []
     for headers in ({}, {"x_krunch": "off"}):
         with proxy.http(**headers) as client:
-            answers.append(client.post(PATHS[protocol], json=request(protocol, story())))
+            answers.append(client.post(ENDPOINTS[protocol], json=request(protocol, story())))
 
     ours, plain = answers
     assert ours.status_code == plain.status_code == 429
@@ -207,7 +207,7 @@ def test_requests_that_make_no_sense_fail_as_they_do_without_krunch(proxy: Proxy
         answers = []
         for headers in ({}, {"x_krunch": "off"}):
             with proxy.http(**headers) as client:
-                answers.append(client.post(PATHS["chat"], json=body).status_code)
+                answers.append(client.post(ENDPOINTS["chat"], json=body).status_code)
         assert answers[0] == answers[1]
 
 
@@ -216,7 +216,7 @@ def test_history_is_recorded_in_every_protocol(proxy: Proxy, upstream: Upstream,
     question = story()
     with proxy.http(x_session_id="mixed") as client:
         replies = []
-        for protocol, path in PATHS.items():
+        for protocol, path in ENDPOINTS.items():
             for stream in (False, True):
                 asked = f"{protocol}, {stream}: {question}"
                 answer = client.post(path, json=request(protocol, asked, stream=stream))
@@ -230,169 +230,3 @@ def test_history_is_recorded_in_every_protocol(proxy: Proxy, upstream: Upstream,
     assert [message["role"] for message in turns] == ["user", "assistant"] * 6
     assert said_back[1::2] == replies
     assert all(question in asked for asked in said_back[::2])
-
-
-MINE = """
-import gc
-from pathlib import Path
-
-from krunch_litellm import KrunchCallback
-from krunch_litellm.proxy import KrunchProxy
-from krunch_plugins import Krunch, RequestRefused, Settings, hookimpl
-
-
-class Faulty(Krunch):
-    def _fail(self, what, exchange_or_session):
-        session = getattr(exchange_or_session, "session", exchange_or_session)
-        if session == f"break {what}":
-            raise ValueError("a fault")
-
-    async def aprepare(self, messages, **facts):
-        self._fail("prepare", facts.get("session"))
-        return await super().aprepare(messages, **facts)
-
-    async def afinish(self, exchange, message, choice, metadata=None):
-        self._fail("finish", exchange)
-        return await super().afinish(exchange, message, choice, metadata)
-
-    def stream(self, exchange):
-        self._fail("stream", exchange)
-        inner = super().stream(exchange)
-        return Failing(inner) if exchange.session == "break feed" else inner
-
-    def texts(self, exchange):
-        self._fail("stream", exchange)
-        inner = super().texts(exchange)
-        return Failing(inner) if exchange.session == "break feed" else inner
-
-
-class Failing:
-    def __init__(self, inner):
-        self.inner = inner
-
-    def open(self, **how):
-        return Failing(self.inner.open(**how))
-
-    def feed(self, text):
-        raise ValueError("a fault")
-
-    def __getattr__(self, name):
-        return getattr(self.inner, name)
-
-
-class Plugin:
-    name = "mine"
-
-    @hookimpl
-    def pre_request(self, exchange):
-        for message in exchange.messages:
-            if "COLLECT" in str(message["content"]):
-                gc.collect()  # who is cancelled while it sends is let go of by the collector
-            if "REFUSE THIS" in str(message["content"]):
-                raise RequestRefused("not allowed")
-            if "Ada Lovelace" in str(message["content"]) and isinstance(message["content"], str):
-                message["content"] = message["content"].replace("Ada Lovelace", "<NAME_1>")
-                exchange.substitute("<NAME_1>", "Ada Lovelace")
-
-    @hookimpl
-    def post_response(self, exchange, reply):
-        with Path(__file__).with_name("replies").open("a") as file:
-            print(exchange.session, reply.partial, reply.streamed, file=file)
-        if "FORBIDDEN" in str(reply.message.get("content")):
-            raise RequestRefused("a secret")
-
-
-theirs = Faulty(Settings(min_tokens=0), plugins=[Plugin()])
-krunch = KrunchProxy(theirs)
-callback = KrunchCallback(theirs)
-"""
-
-
-@pytest.fixture(scope="module")
-def mine(server: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    """Somebody's proxy with a Krunch of their own, which has a plugin and faults, and with the SDK's callback."""
-    folder = tmp_path_factory.mktemp("mine")
-    (folder / "mine.py").write_text(MINE, encoding="utf-8")
-    running = Proxy(config(server, callbacks=["mine.krunch", "mine.callback"]), folder, {})
-    try:
-        running.wait()
-        yield running
-    finally:
-        running.stop()
-
-
-@PROTOCOLS
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("backend", ["gpt", "claude"])
-def test_nested_calls_are_compressed_once(
-    mine: Proxy, upstream: Upstream, model: Model, protocol: str, backend: str, *, stream: bool
-) -> None:
-    """With the SDK's callback registered too, bridged or not: one compression, one expansion, names are back."""
-    model.answer = lambda body, symbols: Answer(f"To <NAME_1>: {said(symbols)}")
-    with mine.http() as client:
-        answer = client.post(
-            PATHS[protocol], json=request(protocol, question := f"Ada Lovelace: {story()}", backend, stream=stream)
-        )
-
-    heard = streamed(protocol, answer)[0] if stream else text(protocol, answer)
-    assert restored(upstream.requests[0]) == [question.replace("Ada Lovelace", "<NAME_1>")]
-    assert heard == model.plain(f"To Ada Lovelace: {said(model.symbols)}")
-
-
-@PROTOCOLS
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("fault", ["prepare", "finish", "stream", "feed"])
-def test_faults_of_ours_are_not_the_clients(
-    mine: Proxy, upstream: Upstream, model: Model, protocol: str, fault: str, *, stream: bool
-) -> None:
-    """Whatever of Krunch breaks, the client gets a reply, and nothing of it is lost."""
-    model.answer = lambda body, symbols: Answer("Hello, ¤900 and all.")
-    with mine.http(x_session_id=f"break {fault}") as client:
-        answer = client.post(PATHS[protocol], json=request(protocol, question := story(), "claude", stream=stream))
-
-    heard = streamed(protocol, answer)[0] if stream else text(protocol, answer)
-    assert heard == "Hello, ¤900 and all."
-    assert restored(upstream.requests[0]) == [question]
-    if fault == "prepare":
-        assert answer.headers["x-krunch-reason"] == "error"
-        assert "stage 'prepare' failed with ValueError" in mine.log
-
-
-@PROTOCOLS
-def test_a_plugin_refuses_requests_and_replies(mine: Proxy, upstream: Upstream, model: Model, protocol: str) -> None:
-    """A refused request is not sent, a refused reply not handed on: the client gets a 400 with the plugin's reason."""
-    model.answer = lambda body, symbols: Answer("FORBIDDEN")
-    with mine.http() as client:
-        asked = client.post(PATHS[protocol], json=request(protocol, "REFUSE THIS"))
-        assert upstream.requests == []
-        told = client.post(PATHS[protocol], json=request(protocol, "Tell me."))
-
-    assert (asked.status_code, told.status_code) == (400, 400)
-    assert "not allowed" in asked.text
-    assert "a secret" in told.text
-    assert "FORBIDDEN" not in told.text
-
-
-@PROTOCOLS
-def test_a_client_that_goes_away_leaves_a_partial_reply(
-    mine: Proxy, server: Upstream, model: Model, protocol: str
-) -> None:
-    """When a client closes its connection in the middle of a stream, plugins see what there was of the reply."""
-    session = f"gone {protocol}"
-    long = "".join(f"word{number} " for number in range(3_000))
-    model.answer = lambda body, symbols: Answer(long if body.get("stream") else "Done.", pieces=[20])
-    with (
-        mine.http(x_session_id=session) as client,
-        client.stream("POST", PATHS[protocol], json=request(protocol, "Go on.", "claude", stream=True)) as answer,
-    ):
-        next(answer.iter_text())
-    replies = mine.folder / "replies"
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and not (replies.exists() and session in replies.read_text(encoding="utf-8")):
-        with mine.http() as client:
-            client.post(PATHS["chat"], json=request("chat", "COLLECT"))
-        time.sleep(0.2)
-    # On a slow machine the whole reply may have come before the proxy notices.
-    assert f"{session} True True" in (told := replies.read_text(encoding="utf-8")) or f"{session} False True" in told
-    with mine.http() as client:
-        assert client.get("/health/liveliness").status_code == 200
