@@ -29,7 +29,7 @@ class Line:
         text: the line.
     """
 
-    __slots__ = ("_bare", "_borders", "_fields", "_words", "text")
+    __slots__ = ("_bare", "_borders", "_fields", "_found", "_words", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -37,6 +37,7 @@ class Line:
         self._bare: list[str] | None = None
         self._fields: list[str] | None = None
         self._borders: dict[int, int] | None = None
+        self._found: dict[str, int] = {}
 
     @property
     def words(self) -> list[str]:
@@ -69,6 +70,12 @@ class Line:
 
     def find(self, word: str) -> int:
         """The index of the field that a word is, without the character in front; -1: it is none."""
+        found = self._found.get(word)
+        if found is None:
+            found = self._found[word] = self._find(word)
+        return found
+
+    def _find(self, word: str) -> int:
         name = bare(word)
         at = -1
         for _ in range(_LOOKS):
@@ -124,6 +131,10 @@ def match(constants: Sequence[str], line: Line) -> list[str] | None:
         return None
     values.append(text[start:last])
     places += (start, last)
-    borders = line.borders  # spaces may be told apart from whatever stands beside them
-    whole = all(place in borders or " " in text[place - 1 : place + 1] for place in places)
-    return values if whole and not any("\n" in value for value in values) else None
+    if "\n" in text and any("\n" in value for value in values):
+        return None
+    borders = line.borders
+    for place in places:
+        if place not in borders and " " not in text[place - 1 : place + 1]:  # spaces may be told apart from all else
+            return None
+    return values

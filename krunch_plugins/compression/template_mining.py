@@ -79,6 +79,14 @@ class _Size(NamedTuple):
         return min(self.runs * HEADER_TOKENS, self.rows * MARK_TOKENS)
 
 
+class _Word(NamedTuple):
+    """A word with the character in front, the lines that have it as bits, and its tokens."""
+
+    text: str
+    lines: int
+    tokens: int
+
+
 class _Candidate(NamedTuple):
     gain: float
     constants: list[str]
@@ -117,21 +125,25 @@ class _Miner:
         self.lines = lines
         self._count = count
         self._tokens: dict[str, int] = {}
+
+    def _words(self) -> list[_Word]:
+        """The words that forms are grown from."""
         where: dict[str, list[int]] = {}
-        for index, line in enumerate(lines):
+        for index, line in enumerate(self.lines):
             for word in line.words:
                 where.setdefault(word, []).append(index)
         shared = [(word, places) for word, places in where.items() if len(places) >= MIN_ROWS and len(word) > 2]  # noqa: PLR2004 - single letters say nothing
         shared.sort(key=lambda item: -len(item[1]) * len(item[0]))
-        self.sets = {word: _bits(places, len(lines)) for word, places in shared[:MAX_WORDS]}
+        return [_Word(word, _bits(places, len(self.lines)), self.tokens(word)) for word, places in shared[:MAX_WORDS]]
 
     def run(self) -> list[list[str]]:
         """The forms, the most useful first; each is found among the lines that those before it have left."""
+        words = self._words()
         forms: list[list[str]] = []
         left = (1 << len(self.lines)) - 1
         useless: set[str] = set()
         while len(forms) < MAX_FORMS and len(useless) < MIN_ROWS and left.bit_count() >= MIN_ROWS:
-            first, best = self._grow(left, useless)
+            first, best = self._grow(words, left, useless)
             if first is None:
                 break
             if best is None:
@@ -142,25 +154,25 @@ class _Miner:
                 left &= ~(1 << index)
         return forms
 
-    def _grow(self, left: int, useless: set[str]) -> tuple[str | None, _Candidate | None]:
+    def _grow(self, words: list[_Word], left: int, useless: set[str]) -> tuple[str | None, _Candidate | None]:
         """The word that a form was grown from, and the best form on the way."""
         best: _Candidate | None = None
         chosen: list[str] = []
         rows, weight, most = left, 0, 0
         while True:
+            # Lines only leave the set, so a word that too few of them share is not looked at again.
+            shared = [(each, lines) for each in words if (lines := (rows & each.lines).bit_count()) >= MIN_ROWS]
             word, score = None, 0
-            for other, places in self.sets.items():
-                if other in chosen or (not chosen and other in useless):
-                    continue
-                shared = (rows & places).bit_count()
-                if shared >= MIN_ROWS and shared * (weight + self.tokens(other)) > score:
-                    word, score = other, shared * (weight + self.tokens(other))
+            for each, lines in shared:
+                if lines * (weight + each.tokens) > score and (chosen or each.text not in useless):
+                    word, score = each, lines * (weight + each.tokens)
             if word is None or (best is not None and score * 2 < most):
                 return (chosen[0] if chosen else None), best
-            rows &= self.sets[word]
-            chosen.append(word)
-            chosen += [other for other, places in self.sets.items() if rows & places == rows and other not in chosen]
-            weight = sum(map(self.tokens, chosen))
+            rows &= word.lines
+            in_all = [each for each, _ in shared if rows & each.lines == rows]  # the word itself is one
+            words = [each for each, _ in shared if rows & each.lines != rows]
+            chosen += [word.text, *(each.text for each in in_all if each is not word)]
+            weight += sum(each.tokens for each in in_all)
             # The most that words could save, each a constant of its own; most forms of source code and prose end here.
             size = _Size(rows.bit_count(), (rows & ~(rows << 1)).bit_count())
             if size.rows * (min(len(chosen), weight) + 1) - size.marks < MIN_GAIN + weight:
@@ -299,9 +311,9 @@ def _splits(layout: _Layout, slot: int) -> list[list[str]]:
     values = [row[slot] for row in layout.rows]
     out: list[list[str]] = []
     for delimiter in _EACH:
-        numbers = {value.count(delimiter) for value in values}
-        if 0 in numbers:
+        if delimiter not in values[0] or not all(delimiter in value for value in values):
             continue
+        numbers = {value.count(delimiter) for value in values}
         if len(numbers) == 1 and max(numbers) <= _MAX_EACH:
             parts = [value.split(delimiter) for value in values]
         elif delimiter in _FIRST:
@@ -343,7 +355,7 @@ def _refit(constants: list[str], sample: list[Line]) -> _Layout | None:
 
 def _repeated(rows: list[list[str]]) -> float:
     """Tokens that rows save because values repeat those above, and the dictionary would not."""
-    frequent = [Counter(column) for column in zip(*rows, strict=True)]
+    often: dict[int, Counter[str]] = {}
     saved = 0.0
     for before, values in pairwise(rows):
         tokens, columns, common = 0, 0, True
@@ -351,7 +363,9 @@ def _repeated(rows: list[list[str]]) -> float:
             if value == above:
                 tokens += _estimate(value)
                 columns += 1
-                common = common and frequent[index][value] >= _FREQUENT
+                if common and index not in often:
+                    often[index] = Counter([row[index] for row in rows])
+                common = common and often[index][value] >= _FREQUENT
             elif columns:
                 saved += (min(SYMBOL_TOKENS, tokens) if common else tokens) + columns / 2  # `||` is one token
                 tokens, columns, common = 0, 0, True
