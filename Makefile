@@ -21,7 +21,7 @@ demo: $(READY)  ## three real conversations through LiteLLM and back, with what 
 	$(VENV)/bin/krunch demo
 
 test: $(READY)  ## the whole test suite
-	$(RUN) pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+	$(RUN) pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-versions:  ## the adapters against the oldest and the newest LiteLLM, LangChain and LangGraph; takes long
 	tests/versions/run.sh "oldest litellm" litellm
