@@ -11,13 +11,16 @@ import json
 import sqlite3
 import threading
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from krunch_litellm.entries import BILLED, SUMS, Batch, Prepared
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from pathlib import Path
+
+    from krunch_litellm.entries import Entry, Sums
 
 FILE = "figures.db"
 SERIES = 100
@@ -60,63 +63,6 @@ CREATE TABLE IF NOT EXISTS workers (
     worker TEXT PRIMARY KEY, memory_kb REAL NOT NULL, seen REAL NOT NULL
 ) WITHOUT ROWID;
 """
-_SUMS = ("requests", "tokens_before", "tokens_after", "cost_plain", "cost_sent")
-_BILLED = ("replies", "partial", "input_tokens", "cached_tokens", "written_tokens", "output_tokens")
-
-
-class Prepared(NamedTuple):
-    """What one request adds.
-
-    Attributes:
-        name: the conversation, hashed; of all workers alike.
-        tenant: who owns it.
-        session: its id, or None.
-        model: the model's name.
-        at: when, seconds since the epoch.
-        tokens_before, tokens_after, overhead_tokens: tokens of its texts plain, as sent, and legend among the latter.
-        cost_plain, cost_sent: US dollars; 0.0 without prices.
-        symbols: definitions that it carries.
-        reasons: how many of its messages were sent as they were, for which reason.
-    """
-
-    name: bytes
-    tenant: str
-    session: str | None
-    model: str
-    at: float
-    tokens_before: int
-    tokens_after: int
-    overhead_tokens: int
-    cost_plain: float
-    cost_sent: float
-    symbols: int
-    reasons: Mapping[str, int]
-
-
-class Replied(NamedTuple):
-    """What one reply adds; the tokens are the provider's own count, 0 where it told none."""
-
-    name: bytes
-    tenant: str
-    model: str
-    at: float
-    partial: bool
-    input_tokens: int
-    cached_tokens: int
-    written_tokens: int
-    output_tokens: int
-
-
-class Failed(NamedTuple):
-    """Something that went wrong, or was ignored, once."""
-
-    tenant: str
-    at: float
-    place: str
-    error: str
-
-
-Entry = Prepared | Replied | Failed
 
 
 class Reset(NamedTuple):
@@ -197,7 +143,7 @@ class Figures:
         """
         with self._lock, self._base:
             self._base.execute("BEGIN IMMEDIATE")
-            batch = _Batch(self._after_resets(entries))
+            batch = Batch(self._after_resets(entries))
             for name, one in batch.conversations.items():
                 self._conversation(name, one)
             for (tenant, model), sums in batch.models.items():
@@ -312,16 +258,16 @@ class Figures:
         self._applied = max(reset["number"] for reset in resets)
         return [entry for entry in entries if not any(_covers(reset, entry) for reset in resets)]
 
-    def _conversation(self, name: bytes, one: _Sums) -> None:
+    def _conversation(self, name: bytes, one: Sums) -> None:
         if one.last is None:  # replies alone: to a conversation that was dropped meanwhile they count for nothing
-            changes = ", ".join(f"{column} = {column} + ?" for column in _BILLED)
+            changes = ", ".join(f"{column} = {column} + ?" for column in BILLED)
             self._base.execute(f"UPDATE conversations SET {changes} WHERE name = ?", (*one.billed, name))  # noqa: S608 - constants
             return
-        columns = ("name", "tenant", "session", "model", "used", "symbols", "reasons", *_SUMS, *_BILLED)
+        columns = ("name", "tenant", "session", "model", "used", "symbols", "reasons", *SUMS, *BILLED)
         (number,) = self._base.execute(
             f"INSERT INTO conversations ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608 - as above
             " ON CONFLICT DO UPDATE SET model = excluded.model, used = max(used, excluded.used),"
-            f" symbols = excluded.symbols, reasons = excluded.reasons, {_added(_SUMS + _BILLED)} RETURNING requests",
+            f" symbols = excluded.symbols, reasons = excluded.reasons, {_added(SUMS + BILLED)} RETURNING requests",
             (name, one.last.tenant, one.last.session, one.last.model, max(request.at for request in one.requests),
              one.last.symbols, json.dumps(dict(one.last.reasons)), *one.sent, *one.billed),
         ).fetchone()  # fmt: skip
@@ -335,18 +281,18 @@ class Figures:
         if number > SERIES:
             self._base.execute("DELETE FROM series WHERE name = ? AND number <= ?", (name, number - SERIES))
 
-    def _model(self, tenant: str, model: str, one: _Sums) -> None:
+    def _model(self, tenant: str, model: str, one: Sums) -> None:
         if one.last is None:
-            changes = ", ".join(f"{column} = {column} + ?" for column in _BILLED)
+            changes = ", ".join(f"{column} = {column} + ?" for column in BILLED)
             self._base.execute(
                 f"UPDATE models SET {changes} WHERE tenant = ? AND model = ?",  # noqa: S608 - as above
                 (*one.billed, tenant, model),
             )
             return
-        columns = ("tenant", "model", *_SUMS, *_BILLED)
+        columns = ("tenant", "model", *SUMS, *BILLED)
         self._base.execute(
             f"INSERT INTO models ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608 - as above
-            f" ON CONFLICT DO UPDATE SET {_added(_SUMS + _BILLED)}",
+            f" ON CONFLICT DO UPDATE SET {_added(SUMS + BILLED)}",
             (tenant, model, *one.sent, *one.billed),
         )
 
@@ -371,79 +317,6 @@ class Figures:
 
     def _rows(self, query: str, values: tuple[Any, ...]) -> list[Mapping[str, Any]]:
         return [dict(row) for row in self._base.execute(query, values)]
-
-
-class _Sums:
-    """What a batch adds to one conversation, or to one model of a tenant.
-
-    Attributes:
-        requests: those that were prepared, in order.
-        billed: sums over the replies, as `_BILLED` names them.
-    """
-
-    __slots__ = ("billed", "requests")
-
-    def __init__(self) -> None:
-        self.requests: list[Prepared] = []
-        self.billed = [0] * len(_BILLED)
-
-    @property
-    def last(self) -> Prepared | None:
-        """The last request, if there is one."""
-        return self.requests[-1] if self.requests else None
-
-    @property
-    def sent(self) -> tuple[float, ...]:
-        """Sums over the requests, as `_SUMS` names them."""
-        return (
-            len(self.requests),
-            sum(one.tokens_before for one in self.requests),
-            sum(one.tokens_after for one in self.requests),
-            sum(one.cost_plain for one in self.requests),
-            sum(one.cost_sent for one in self.requests),
-        )
-
-    def reply(self, one: Replied) -> None:
-        told = (1, int(one.partial), one.input_tokens, one.cached_tokens, one.written_tokens, one.output_tokens)
-        self.billed = [before + more for before, more in zip(self.billed, told, strict=True)]
-
-
-class _Batch:
-    """Entries added up: one statement for a conversation, not one for each thing that happened in it.
-
-    Each statement lets go of the interpreter's lock, and has to get it back from the thread that serves requests.
-    """
-
-    def __init__(self, entries: Iterable[Entry]) -> None:
-        self.conversations: dict[bytes, _Sums] = {}
-        self.models: dict[tuple[str, str], _Sums] = {}
-        self.problems: Counter[tuple[str, str, str]] = Counter()
-        for entry in map(_storable, entries):
-            if isinstance(entry, Failed):
-                self.problems[entry.tenant, entry.place, entry.error] += 1
-                continue
-            of_conversation = self.conversations.setdefault(entry.name, _Sums())
-            of_model = self.models.setdefault((entry.tenant, entry.model), _Sums())
-            for sums in (of_conversation, of_model):
-                if isinstance(entry, Prepared):
-                    sums.requests.append(entry)
-                else:
-                    sums.reply(entry)
-
-
-def storable(text: str) -> str:
-    """A text that SQLite and Prometheus can take: JSON lets half of a surrogate pair through, UTF-8 does not."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
-
-
-def _storable(entry: Entry) -> Entry:
-    """An entry whose names can be written."""
-    changed: dict[str, Any] = {
-        name: storable(text)
-        for name in ("tenant", "session", "model", "place", "error")
-        if isinstance(text := getattr(entry, name, None), str) and not text.isascii()
-    }
-    return entry._replace(**changed) if changed else entry
 
 
 def _added(columns: Iterable[str]) -> str:

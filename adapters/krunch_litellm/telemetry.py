@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 from weakref import WeakSet
 
 from krunch_litellm import chains, legends, metrics, traces
-from krunch_litellm.figures import Failed, Prepared, Replied, storable
+from krunch_litellm.entries import Failed, Prepared, Replied, storable
 from krunch_litellm.workers import Workers
 from krunch_plugins import Usage
 

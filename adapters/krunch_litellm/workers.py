@@ -22,7 +22,8 @@ from krunch_litellm.figures import Figures
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from krunch_litellm.figures import Entry, Reset
+    from krunch_litellm.entries import Entry
+    from krunch_litellm.figures import Reset
     from krunch_plugins import Krunch
 
 log = logging.getLogger("krunch")

@@ -14,7 +14,8 @@ import litellm
 import prometheus_client
 import pytest
 from krunch_litellm import legends, telemetry
-from krunch_litellm.figures import FILE, SERIES, Failed, Figures, Prepared, Replied, Reset
+from krunch_litellm.entries import Failed, Prepared, Replied
+from krunch_litellm.figures import FILE, SERIES, Figures, Reset
 from krunch_litellm.workers import Workers
 
 from krunch_plugins import Krunch, Settings
