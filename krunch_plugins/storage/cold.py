@@ -7,11 +7,12 @@ import sqlite3
 import threading
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import diskcache
 
 from krunch_plugins.errors import DatabaseDamaged, StoreBusy, StoreError, StoreFull, StoreUnavailable
+from krunch_plugins.storage.inline_disk import MUST_BE, SETTINGS, InlineDisk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,21 +28,8 @@ DATABASE = "cache.db"
 WAIT = 30.0
 """Seconds to wait for another writer."""
 
-_SETTINGS: dict[str, Any] = {
-    "eviction_policy": "none",  # the default deletes the oldest history once 1 GB is reached
-    "cull_limit": 0,
-    "size_limit": 1 << 60,
-    "statistics": 0,
-    "tag_index": 0,
-    "disk_min_file_size": 1 << 60,  # values in files are orphaned by a crash and lost by a rollback
-    "sqlite_auto_vacuum": 0,
-    "sqlite_cache_size": 2048,
-    "sqlite_mmap_size": 0,  # a mapped file that is cut off kills the process
-    "sqlite_secure_delete": 1,  # what is deleted is overwritten
-}
 # diskcache and sqlite3 trust the types and the text in the database, and damage can leave any.
 _INSANE = (AttributeError, TypeError, ValueError, KeyError, IndexError, OverflowError)
-_MUST_BE = ("eviction_policy", "cull_limit", "statistics", "tag_index", "disk_min_file_size")
 
 
 class ColdTier(Protocol):
@@ -76,36 +64,6 @@ class ColdTier(Protocol):
 
     def close(self) -> None:
         """Let go of it; what was committed stays."""
-
-
-class _Inline(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no types
-    """Text keys and inline bytes, nothing else: never a pickle, never a file, whatever the database says."""
-
-    def put(self, key: object) -> tuple[str, bool]:
-        if type(key) is not str:
-            raise TypeError(f"keys of the cold tier are str, not {type(key).__name__}")
-        return key, True
-
-    def get(self, key: object, raw: object) -> str:
-        if not raw or type(key) is not str:
-            raise DatabaseDamaged(self._directory, "a key of a kind that Krunch never writes")
-        return key
-
-    def store(self, value: object, read: object, key: object = None) -> tuple[int, int, None, memoryview]:  # noqa: ARG002
-        if read or type(value) is not bytes:
-            raise TypeError(f"values of the cold tier are bytes, not {type(value).__name__}")
-        return 0, diskcache.core.MODE_RAW, None, memoryview(value)
-
-    def fetch(self, mode: object, filename: object, value: object, read: object) -> bytes:
-        if mode != diskcache.core.MODE_RAW or filename is not None or read or type(value) is not bytes:
-            raise DatabaseDamaged(self._directory, "a value of a kind that Krunch never writes")
-        return value
-
-    def filename(self, key: object = None, value: object = None) -> NoReturn:  # noqa: ARG002 - diskcache's signature
-        raise TypeError("the cold tier keeps no values in files")
-
-    def remove(self, file_path: object) -> None:
-        """Nothing: a file name can only stand in a database that somebody tampered with."""
 
 
 class _Transaction:
@@ -158,7 +116,7 @@ class DiskTier:
             elif self.path.stat().st_size:
                 self._refuse_foreign()
             self._cache = diskcache.Cache(
-                str(directory), timeout=wait, disk=_Inline, sqlite_synchronous=self._synchronous, **_SETTINGS
+                str(directory), timeout=wait, disk=InlineDisk, sqlite_synchronous=self._synchronous, **SETTINGS
             )
             self._identity = self._stat()
 
@@ -210,7 +168,7 @@ class DiskTier:
                     if not self._depth:
                         self._drop_connection()
                     raise
-        except BaseException:
+        except BaseException:  # an interrupt too must not keep the lock
             self._lock.release()
             raise
         self._depth += 1
@@ -364,16 +322,16 @@ class DiskTier:
             rows = connection.execute("SELECT 1 FROM Cache LIMIT 1").fetchone()
         finally:
             connection.close()
-        for key in _MUST_BE:
+        for key in MUST_BE:
             value = found.get(key)
             # Without any rows it may be one that another process is setting up right now.
-            if not rows or value == _SETTINGS[key]:
+            if not rows or value == SETTINGS[key]:
                 continue
             if not isinstance(value, int) and value not in diskcache.EVICTION_POLICY:
                 raise DatabaseDamaged(str(self.path), f"its setting {key} is {value!r}")
             why = (
                 f"another program set diskcache's {key} to {value!r}, which may delete history; to put it back: "
-                f"diskcache.Cache({str(self.directory)!r}).reset({key!r}, {_SETTINGS[key]!r})"
+                f"diskcache.Cache({str(self.directory)!r}).reset({key!r}, {SETTINGS[key]!r})"
             )
             raise StoreUnavailable(str(self.directory), why)
 

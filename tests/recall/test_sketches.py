@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from itertools import product
 
 import numpy as np
 import pytest
@@ -40,13 +39,11 @@ def test_rows_are_written_read_and_wiped_by_id() -> None:
         other.read(ids, io.BytesIO(file.getvalue()[:-4]))
 
 
-SIZES = {2: 2, 128: 128, 200: 128, 384: 160, 448: 192, 1536: 672}
-
-
-@pytest.mark.parametrize(("dimension", "sampled"), [*product([2, 128, 200, 384, 448], [0, 20, 200]), (1536, 200)])
-def test_a_sketch_is_shorter_and_tells_about_the_same_cosines(dimension: int, sampled: int) -> None:
+@pytest.mark.parametrize("sampled", [0, 20, 200])
+@pytest.mark.parametrize(("dimension", "size"), [(2, 2), (128, 128), (200, 128), (384, 160), (448, 192), (1536, 672)])
+def test_a_sketch_is_shorter_and_tells_about_the_same_cosines(dimension: int, size: int, sampled: int) -> None:
     """Cosines of sketches differ from those of the vectors by what random directions allow, or less with a sample."""
-    random, size = np.random.default_rng(1), SIZES[dimension]
+    random = np.random.default_rng(1)
     vectors = random.standard_normal((200, dimension)).astype(np.float32)
     vectors += 2 * random.standard_normal(dimension).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
