@@ -64,7 +64,7 @@ def opened(home: Path | str, window: int | None = 600, **options: Any) -> Krunch
     return Krunch(Settings(home=str(home), context_window=window, **options))
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.randoms(use_true_random=False), st.sampled_from((400, 900, 2500)))
 def test_the_prefix_breaks_at_a_cut_and_nowhere_else(
     tmp_path_factory: pytest.TempPathFactory, rng: random.Random, window: int
