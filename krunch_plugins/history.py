@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from krunch_plugins.storage.blocks import plain_copy
 from krunch_plugins.turns import SearchQuery
 
 if TYPE_CHECKING:
@@ -69,17 +70,19 @@ class History:
             after: only turns stored at or after this time, seconds since the epoch.
             before: only turns stored before this time, seconds since the epoch.
             roles: only messages of these roles.
-            metadata: only turns whose metadata holds all of these.
+            metadata: only turns whose metadata holds all of these; a tuple is the list that it is stored as.
 
         Returns:
             The best first; `hit.found_by` says which plugin found it at which rank.
 
         Raises:
             ValueError: `k` is below 1.
+            NotStorable: no metadata could hold this.
             StoreError: the turns that were found could not be read.
         """
         if k < 1:
             raise ValueError(f"k is {k}; a search is for 1 turn at least")
+        metadata = None if metadata is None else plain_copy(metadata, "metadata")
         chosen = None if roles is None else frozenset([roles] if isinstance(roles, str) else roles)
         asked = SearchQuery(query, session, tenant, k, after, before, chosen, metadata)
         return self._find(asked)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from krunch_plugins.recall.rows import Rows
+from krunch_plugins.recall.search import holds
 from krunch_plugins.recall.vectors import room
 
 if TYPE_CHECKING:
@@ -195,8 +196,7 @@ class Catalogue:
         return self._roles.index(name)
 
     def _has(self, row: int, wanted: Mapping[str, Any]) -> bool:
-        metadata = json.loads(self._metadata.get(row, "{}"))
-        return all(key in metadata and metadata[key] == value for key, value in wanted.items())
+        return holds(json.loads(self._metadata.get(row, "{}")), wanted)
 
 
 def _filters(query: SearchQuery) -> bool:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krunch_plugins import ConversationStore, Krunch, SearchHit, SearchQuery, Settings, Turn, hookimpl
-from krunch_plugins.errors import StoreUnavailable
+from krunch_plugins.errors import NotStorable, StoreUnavailable
 from krunch_plugins.recall.files import FileLock
 from krunch_plugins.recall.search import fuse
 
@@ -101,6 +101,21 @@ def test_filters_hold_for_every_plugin() -> None:
         assert places(krunch.search("x", roles=["tool"])) == [("s", 3)]
         assert places(krunch.search("x", roles="tool")) == [("s", 3)]
         assert krunch.search("x", metadata={"a": 1}) == []
+
+
+@pytest.mark.parametrize("voice", ["words", "vectors"])
+def test_metadata_is_compared_as_it_is_stored(voice: str, tmp_path: Path) -> None:
+    """A tuple is the list that it has become in the store, for every voice; what nothing could hold is an error."""
+    turn = Turn(0, {"role": "user", "content": "a heron at the lake"}, 1.0, metadata={"seen": ("lake", 2)})
+    with Krunch(Settings(home=str(tmp_path), recall={"voices": [voice]})) as krunch:
+        assert krunch.store is not None
+        krunch.store.append("s", [turn, {"role": "user", "content": "a heron"}])
+        krunch.flush()
+
+        for wanted in (("lake", 2), ["lake", 2]):
+            assert places(krunch.search("heron", metadata={"seen": wanted})) == [("s", 0)]
+        with pytest.raises(NotStorable, match=r"metadata\.seen is of type set"):
+            krunch.search("heron", metadata={"seen": {"lake"}})
 
 
 def test_a_plugin_is_handed_the_whole_query() -> None:
