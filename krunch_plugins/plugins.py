@@ -113,7 +113,7 @@ class Plugins:
                 return None
             try:
                 plugin = plugin()
-            except Exception as error:
+            except Exception as error:  # somebody else's code
                 why = f"its class could not be called without arguments ({type(error).__name__}); register an instance"
                 raise PluginError(name_of_class, why) from error
         name = name or _name_of(plugin)
@@ -209,7 +209,7 @@ class Plugins:
             try:
                 call(implementation, {"exchange": exchange, "reply": reply})
                 check_reply(reply)
-            except Exception as error:
+            except Exception as error:  # isolation: one plugin must not fail a call
                 if refusable and isinstance(error, RequestRefused):
                     raise
                 undo_exchange()
@@ -273,7 +273,7 @@ class Plugins:
                 self._check(plugin)
                 for follower in self._followers:
                     follower._register(plugin, name)  # noqa: SLF001 - one of its own kind
-            except BaseException as error:
+            except BaseException as error:  # an interrupt too leaves nothing half registered
                 for each in (self, *self._followers):
                     manager = each._manager  # noqa: SLF001 - as above
                     if manager.get_plugin(name) is plugin:

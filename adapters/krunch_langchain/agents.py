@@ -107,7 +107,7 @@ class KrunchMiddleware(AgentMiddleware):  # without its parameters, whose number
         """Call the model through Krunch."""
         try:
             return await handler(request.override(model=self._around(request.model)))
-        except Exception:
+        except Exception:  # whatever the model raised: what was asked is recorded
             await asyncio.to_thread(self._record, _asked(request), self._owner())
             raise
         except BaseException:  # cancelled, or closed: awaiting more would keep whoever waits for the end of it

@@ -185,7 +185,7 @@ class KrunchChatMessageHistory(BaseChatMessageHistory):
             new.append(Turn(0, form, at, None, {**metadata, MARK: {} if before is None else {"before": before}}))
         try:
             self.store.append(self.session_id, new, tenant=self.tenant)
-        except BaseException:
+        except BaseException:  # an interrupt too: what is claimed but not stored would be lost
             noted.erase(self.store, self.session_id, self.tenant)
             raise
         return True

@@ -209,7 +209,7 @@ class KrunchChatModel(DelegatingChatModel):
                     if run_manager:
                         await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk
-        except Exception:
+        except Exception:  # whatever the provider's client raised: what came is recorded
             await reply.afinish()
             raise
         except BaseException:  # cancelled, or closed: nobody waits for the rest, and awaiting more is not allowed

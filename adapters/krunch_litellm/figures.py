@@ -126,7 +126,7 @@ class Figures:
             self._base.execute("PRAGMA synchronous=OFF")  # figures: a power cut may cost the last ones
             self._base.executescript(_SCHEMA)
             self._applied = self.last_reset()
-        except BaseException:
+        except BaseException:  # nobody else could close it
             self._base.close()
             raise
 

@@ -141,7 +141,7 @@ class KrunchProxy(CustomLogger):
             over = True
             for out in await asyncio.shield(self._end(call, stream, partial=False)):
                 yield out
-        except Exception:
+        except Exception:  # whatever LiteLLM or the provider raised
             if not over:  # the upstream broke the stream off: what is held back goes out before the error
                 over = True
                 for out in await asyncio.shield(self._end(call, stream, partial=True)):

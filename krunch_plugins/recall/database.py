@@ -123,7 +123,7 @@ class IndexDatabase:
                     yield connection
                 finally:
                     connection.execute("ROLLBACK")
-        except BaseException:
+        except BaseException:  # whatever it was, nobody knows in which state the connection is
             if connection is not None:
                 connection.close()
             raise
@@ -165,7 +165,7 @@ class IndexDatabase:
             try:
                 yield connection
                 connection.execute("COMMIT")
-            except BaseException:
+            except BaseException:  # an interrupt too must not leave half of it
                 with contextlib.suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
                 raise
@@ -262,7 +262,7 @@ class IndexDatabase:
         try:
             with self._translated(made_anew=False):
                 self._check()
-        except BaseException as error:
+        except BaseException as error:  # what is held must be let go of, whatever it was
             self._drop_connections()
             self._present.release()
             if isinstance(error, OSError):
@@ -345,7 +345,7 @@ class IndexDatabase:
             connection.execute("PRAGMA cache_size=-8000")
             connection.execute("PRAGMA temp_store=MEMORY")
             self._connected(connection)
-        except BaseException:
+        except BaseException:  # nobody else could close it
             connection.close()
             raise
         return connection

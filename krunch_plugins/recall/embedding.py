@@ -80,7 +80,7 @@ def embed(embedder: Embedder, texts: Sequence[str]) -> list[Vector | None]:
         return _checked(embedder, texts)
     except WrongDimension:
         raise
-    except Exception as error:
+    except Exception as error:  # a service's client raises what it likes
         if _busy(error):
             raise
         if len(texts) == 1:
@@ -94,7 +94,7 @@ def _alone(embedder: Embedder, texts: Sequence[str]) -> list[Vector | None]:
     _checked(embedder, [_PROBE])  # raises if it is down
     try:
         return _checked(embedder, texts)
-    except Exception as error:
+    except Exception as error:  # as above
         if _busy(error):
             raise
         return [None]

@@ -131,13 +131,13 @@ class VectorFiles:
             name = f"{self._stem}.{secrets.token_hex(4)}.hnsw"
             try:
                 noted = graph.save(self._folder / name)
-            except BaseException:
+            except BaseException:  # an interrupt too leaves no file that nothing names
                 self._remove_graph(name)
                 raise
             state["graph"] = {"name": name, **asdict(noted)}
         try:
             save(state, self._path, max_bytes=_MOST_BYTES)
-        except BaseException:
+        except BaseException:  # as above
             if name:
                 self._remove_graph(name)
             raise

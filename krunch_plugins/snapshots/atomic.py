@@ -59,7 +59,7 @@ def _put(path: Path, data: bytes, before_rename: Callable[[], None]) -> None:
             os.fsync(file.fileno())
         before_rename()
         temporary.replace(path)
-    except BaseException:
+    except BaseException:  # an interrupt too leaves no file behind
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)

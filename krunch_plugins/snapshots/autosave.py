@@ -118,7 +118,7 @@ class AutoSave:
             self._closed = True  # first, so that no change comes too late for the last save
         try:
             self.flush()
-        except BaseException:
+        except BaseException:  # an interrupt too: it may be closed again, and must save then
             self._closed = False
             raise
         atexit.unregister(self._at_exit)
@@ -153,7 +153,7 @@ class AutoSave:
                 return
             try:
                 self._save(frozen)
-            except BaseException:
+            except BaseException:  # an interrupt too: it is not saved
                 self._dirty = True
                 raise
             self._written = number

@@ -83,7 +83,7 @@ class Opened:
         try:
             self._finish_repair()
             self._open()
-        except BaseException:
+        except BaseException:  # an interrupt too must not keep others from the directory
             self._unshare()
             raise
 

@@ -6,6 +6,7 @@ command line in a fork: with its own standard streams, variables, folder and exi
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -55,8 +56,8 @@ def _serve() -> None:
     from krunch_plugins import cli, tokens
 
     for module in pkgutil.iter_modules(cli.__path__):
-        __import__(f"{cli.__name__}.{module.name}")
-    __import__("typer.rich_utils")  # for help and errors
+        importlib.import_module(f"{cli.__name__}.{module.name}")
+    importlib.import_module("typer.rich_utils")  # for help and errors
     tokens.load("o200k_base", wait=True)
     for line in sys.stdin:
         child = os.fork()
