@@ -1,14 +1,37 @@
-"""The order of the suite."""
+"""The order of the suite, and which files share a process where it runs in several."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import pytest
+import pytest
 
-FIRST = ("tests/test_examples", "tests/litellm/ops/", "tests/litellm/proxy/", "tests/litellm/", "tests/cli/")
-"""What starts proxies and other processes, the slowest in front."""
+if TYPE_CHECKING:
+    from xdist.scheduler import LoadFileScheduling
+
+FIRST = (
+    "tests/litellm/ops/",
+    "tests/litellm/proxy/",
+    "tests/test_examples",
+    "tests/test_house",
+    "tests/storage/test_faults",
+    "tests/langchain/test_agents",
+    "tests/compression/test_templates",
+    "tests/compression/test_laws",
+    "tests/cli/",
+    "tests/langchain/",
+)
+"""What starts proxies and other processes, and other files that take long, the slowest in front."""
+
+TOGETHER = {
+    "a proxy for each protocol": [
+        f"tests/litellm/proxy/test_{name}.py" for name in ("chat", "matrix", "messages", "proxy", "responses")
+    ],
+    "a proxy with two workers, and one with a store": [
+        f"tests/litellm/ops/test_{name}.py" for name in ("faults", "guardrail", "mission", "operations", "tenants")
+    ],
+}
+"""Files that need the same proxies, which take a while to start: the process that runs one of them runs all."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -21,3 +44,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((at for at, start in enumerate(FIRST) if item.nodeid.startswith(start)), len(FIRST))
 
     items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist need not be installed
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadFileScheduling | None:
+    """Give out files, or those of `TOGETHER` in one piece, with `--dist loadfile`."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    together = {file: name for name, files in TOGETHER.items() for file in files}
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]  # it has no types
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return together.get(file, file)
+
+    return Scheduling(config, log)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
-import signal
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +15,6 @@ from krunch_plugins.upstream import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from krunch_plugins.upstream import Upstream
     from tests.litellm.ops.conftest import Proxy
@@ -226,55 +223,6 @@ def test_huge_requests_go_through(
     assert answer.status_code == 200
     assert TEXT in answer.text
     assert len(json.dumps(model_server.requests[-1])) < len(table)
-
-
-def test_workers_killed_in_the_middle_of_a_stream(
-    tmp_path: Path, start_proxy: Callable[..., Proxy], answers: dict[str, Any]
-) -> None:
-    """The client sees its connection break, as without Krunch; new workers serve the session, exactly."""
-    answers["Slowly?"] = Answer(TEXT * 3_000)
-    answers["And now?"] = Answer(TEXT)
-    running = start_proxy(tmp_path, {"KRUNCH_HOME": str(tmp_path / "home")}, "--workers", "2")
-    try:
-        body = PROTOCOLS["chat"].body("Slowly?", stream=True)
-        heard = ""
-        with running.client(KEY, x_session_id="killed") as client:
-            for said in _until_it_breaks(client, body):
-                if not heard:
-                    for worker in running.children():
-                        os.kill(worker, signal.SIGKILL)
-                heard += said
-        assert (TEXT * 3_000).startswith(heard)
-        for streamed in (True, False):
-            assert _served(running, streamed=streamed) == TEXT
-        with running.client(KEY) as client:
-            shown = client.get("/v1/compression/sessions/killed").raise_for_status().json()
-        assert shown["recorded"]
-    finally:
-        running.stop()
-
-
-def _until_it_breaks(client: httpx.Client, body: dict[str, Any]) -> Iterator[str]:
-    """The text of a stream, up to where its connection breaks; that it does is asserted."""
-    lines = 0
-    with pytest.raises(httpx.TransportError), client.stream("POST", "/v1/chat/completions", json=body) as response:  # noqa: PT012 - which line breaks is chance
-        for lines, line in enumerate(response.iter_lines()):  # noqa: B007 - as far as it got
-            yield _said(line) or ""
-    assert lines
-
-
-def _served(running: Proxy, *, streamed: bool) -> str:
-    """The reply of a proxy whose workers have to be started again first; on a busy machine that takes minutes."""
-    deadline = time.monotonic() + 240
-    while True:
-        try:
-            return running.text(
-                KEY, session="killed", messages=PROTOCOLS["chat"].body("And now?")["messages"], stream=streamed
-            )
-        except httpx.TransportError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
 
 
 @pytest.fixture

@@ -1,18 +1,13 @@
-"""`krunch proxy`: from the environment alone, and with several workers over one store."""
+"""`krunch proxy` from the environment alone."""
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import httpx
-
-from krunch_plugins import ConversationStore, restore
+from krunch_plugins import restore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from krunch_plugins.upstream import Upstream
@@ -38,45 +33,3 @@ def test_keys_in_the_environment_are_config_enough(
     assert (served.status_code, served.headers["x-krunch-reason"]) == (200, "compressed")
     assert restore(model_server.requests[-1]["messages"]) == QUESTION
     assert refused.status_code in {400, 401}
-
-
-def test_workers_that_know_nothing_send_the_same_bytes_and_forget_for_all(
-    tmp_path: Path, start_proxy: Callable[..., Proxy], model_server: Upstream
-) -> None:
-    """What was sent once is sent again by workers that were not there; who forgets a session forgets its history."""
-    home = tmp_path / "home"
-    later: list[dict[str, Any]] = [
-        *QUESTION,
-        {"role": "assistant", "content": "It is closed."},
-        {"role": "user", "content": f"Once more, please: {STORY}"},
-    ]
-    running = start_proxy(tmp_path, {"KRUNCH_HOME": str(home)}, "--workers", "2")
-    try:
-        running.text(session="same", messages=later)
-        first = model_server.requests[-1]["messages"]
-        old = set(running.children())
-        for worker in old:
-            os.kill(worker, signal.SIGKILL)
-        running.eventually(lambda: bool(old & set(running.children())), expected=False)
-        again = _asked_again(running, later, model_server)
-        with running.client() as client:
-            forgotten = client.delete("/v1/compression/sessions/same").raise_for_status().json()
-            missing = client.get("/v1/compression/sessions/same").status_code
-    finally:
-        running.stop()
-
-    assert first == again != later
-    assert (forgotten["message"], forgotten["history_removed"], missing) == ("Session forgotten", True, 404)
-    with ConversationStore(home) as store:
-        assert [store.info("same", tenant) for tenant in store.tenants()] == [None] * len(list(store.tenants()))
-
-
-def _asked_again(running: Proxy, messages: list[dict[str, Any]], model_server: Upstream) -> Any:
-    """What the model is sent by the workers that come next, however long they take to start."""
-    for _ in range(60):
-        try:
-            running.text(session="same", messages=messages)
-            return model_server.requests[-1]["messages"]
-        except httpx.TransportError:
-            pass
-    raise TimeoutError("no new workers came")
