@@ -14,7 +14,7 @@ from krunch_plugins.exchange import Exchange, Reply
 from krunch_plugins.turns import SearchHit, Turn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from pluggy import HookImpl
 
@@ -77,9 +77,14 @@ def remember(thing: Exchange | Reply, in_place: Sequence[str]) -> Callable[[], N
     return undo
 
 
+def are_dicts(messages: Iterable[object]) -> bool:
+    """Whether all of them are dicts. There may be a thousand, and all have one class then."""
+    return all(issubclass(kind, dict) for kind in set(map(type, messages)))
+
+
 def check_request(exchange: Exchange) -> None:
     """Raises TypeError if a `pre_request` has left something that nobody could send."""
-    if not isinstance(exchange.messages, list) or not all(isinstance(message, dict) for message in exchange.messages):
+    if not isinstance(exchange.messages, list) or not are_dicts(exchange.messages):
         raise TypeError("exchange.messages is no list of dicts")
 
 

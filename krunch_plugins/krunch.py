@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, cast, overload
 from krunch_plugins.compression.plugin import CompressionPlugin
 from krunch_plugins.exchange import Exchange, Reply
 from krunch_plugins.history import History
-from krunch_plugins.isolation import copy_tree
+from krunch_plugins.isolation import are_dicts, copy_tree
 from krunch_plugins.plugins import PluginInfo, Plugins
 from krunch_plugins.recall.context import Contexts, HeldTurns
 from krunch_plugins.recall.plugin import RecallPlugin
@@ -362,11 +362,11 @@ class Krunch(History):
         *,
         json_reply: bool,
     ) -> Exchange:
-        if isinstance(messages, (str, bytes)) or not all(isinstance(message, dict) for message in messages):
+        if isinstance(messages, (str, bytes)) or not are_dicts(messages):
             raise TypeError("messages must be a sequence of dicts, as OpenAI's chat API takes them")
         # An outside plugin may change messages in place, at any depth; the caller's own objects must not change.
         mutable = self._plugins.has_outside("pre_request")
-        copies = copy_tree(list(messages)) if mutable else [dict(message) for message in messages]
+        copies = copy_tree(list(messages)) if mutable else [{**message} for message in messages]
         return Exchange(
             messages=copies,
             model=model,

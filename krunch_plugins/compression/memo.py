@@ -86,6 +86,8 @@ class _Following(NamedTuple):
     texts: tuple[str, ...]
     arguments: tuple[str, ...]
     key: Key
+    only: str | None
+    """Its one text, if there is nothing else to it, as with most."""
 
     def is_of(self, message: Message) -> bool:
         """Whether the message is the same one, as far as its encoding can tell."""
@@ -138,31 +140,33 @@ class Memo:
         That takes a tenth of the time, and next to none where the text is the same object.
         """
         out: list[Key] = []
-        nodes = self._nodes
-        for index, message in enumerate(messages):
-            node = nodes.get(before)
+        node_of = self._nodes.get
+        for index, message in enumerate(messages):  # the only loop that an unchanged history goes through in Python
+            node = node_of(before)
             known = node.following if node is not None else None
-            if known is not None and index not in no_definitions and known.is_of(message):
+            if known is None or index in no_definitions:
+                before = _key(message, before, b"-" if index in no_definitions else b";")
+            elif (
+                known.only is not None
+                and message.get("content") == known.only
+                and message.get("role") == known.role
+                and not message.get("tool_calls")
+            ) or known.is_of(message):
                 before = known.key
             else:
-                before = _key(message, before, b"-" if index in no_definitions else b";")
+                before = _key(message, before, b";")
             out.append(before)
         return out
 
     def longest(self, wanted: Sequence[Key]) -> list[EncodedMessage]:
         """The encoded messages of the longest beginning of `wanted` that is known."""
-        found: list[EncodedMessage] = []
         with self._lock:
-            line: _Line | None = None
-            for key in wanted:
-                node = self._nodes.get(key)
-                if node is None:
-                    break
-                found.append(node.encoded)
-                if node.line is not line:
-                    line = node.line
-                    self._lines.move_to_end(id(line))
-        return found
+            nodes = list(map(self._nodes.get, wanted))
+            known = nodes.index(None) if None in nodes else len(nodes)
+            found = [node for node in nodes[:known] if node is not None]
+            for line in dict.fromkeys([node.line for node in found]):
+                self._lines.move_to_end(id(line))
+        return [node.encoded for node in found]
 
     def add(
         self,
@@ -220,7 +224,9 @@ class Memo:
             return
         if key != _key(message, before or b"", b";"):  # it defines nothing, and has another key for that
             return
-        following = _Following(role, tuple(legend.texts(message)), tuple(legend.arguments(message)), key)
+        texts, arguments = tuple(legend.texts(message)), tuple(legend.arguments(message))
+        only = texts[0] if len(texts) == 1 and not arguments else None
+        following = _Following(role, texts, arguments, key, only)
         size = following.bytes - (node.following.bytes if node.following is not None else 0)
         node.following = following
         node.line.bytes += size
