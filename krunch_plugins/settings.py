@@ -74,6 +74,7 @@ class EfficiencySettings(BaseModel):
 
 
 Lifetime = Annotated[float, Field(ge=0, le=100 * 366 * 86_400)]
+Minimum = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0)]
 WEIGHTS: dict[str, Weight] = {"words": 1.0, "vectors": 0.05, "topics": 0.1}
 """What Krunch's own search plugins count in the fusion; see docs/recall.md for how they were chosen."""
@@ -183,7 +184,7 @@ class Settings(BaseModel):
             '"nothing"; "below", what would keep it from being cached, if that is worth it; or "everything".'
         ),
     )
-    cache_minimums: dict[str, int] = Field(
+    cache_minimums: dict[str, Minimum] = Field(
         {},
         description='Tokens that a prefix must have to be cached, by model ("*" for anything); 0 for no minimum.',
     )
@@ -335,7 +336,7 @@ _WORDS: dict[Any, str] = {
     Path | None: "a path",
     EfficiencySettings: "a table of settings",
     RecallSettings: "a table of settings",
-    dict[str, int]: "a table of whole numbers by model (in a variable: as JSON)",
+    dict[str, Minimum]: "a table of whole numbers from 0 by model (in a variable: as JSON)",
     dict[str, Lifetime]: "a table of seconds by model, from 0 to a century (in a variable: as JSON)",
     dict[str, Weight]: "a table of numbers from 0 by plugin (in a variable: as JSON)",
     dict[str, ModelPrice]: "a table of prices by model, each with input, output, cache_read and cache_write from 0 "

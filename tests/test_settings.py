@@ -68,6 +68,16 @@ def test_a_lifetime_is_from_nothing_to_a_century(seconds: Any) -> None:
     assert caught.value.key == "cache_lifetimes"
 
 
+@pytest.mark.parametrize("tokens", [-1, 1024.0, "1024", True])
+def test_a_cache_minimum_is_a_whole_number_from_nothing(tokens: Any) -> None:
+    """Providers count whole tokens, and a prefix cannot have fewer than none."""
+    with pytest.raises(SettingsError, match="a table of whole numbers from 0 by model") as caught:
+        Settings(cache_minimums={"*": tokens})
+
+    assert caught.value.key == "cache_minimums"
+    assert Settings(cache_minimums={"*": 0}).cache_minimums == {"*": 0}
+
+
 def test_a_wrong_item_of_a_list_is_named() -> None:
     """Of a list, the error holds the item that is wrong."""
     with pytest.raises(SettingsError) as caught:

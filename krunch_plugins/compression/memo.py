@@ -29,6 +29,13 @@ Owner = tuple[str | None, str | None]
 _NODE_BYTES = 600
 """Bytes of memory for a message's key, figures and places in the tables; an estimate, rounded up."""
 
+_ENTRY_BYTES = 400
+"""The same for a definition, its text included."""
+
+_LINE_BYTES = 220
+"""The same for a line that later texts may refer to, beside the line itself: its quote, its places by that and by what
+stands behind its number. 190 for lines without a number, 450 for those with one."""
+
 
 def root(facts: Iterable[str | None]) -> Key:
     """The key before the first message."""
@@ -68,15 +75,37 @@ def _facts(message: Message, how: bytes) -> list[bytes]:
     return [b"%d:" % len(parts), b",".join(b"%d" % len(part) for part in data), how, *data]
 
 
+_ONE_LINE = 2
+"""Lines of a text without a newline, its end included. Such a line is the text itself and takes no memory more."""
+
+
 class _Line:
     """Messages that were encoded one after the other; they are forgotten together."""
 
-    __slots__ = ("bytes", "keys", "owner")
+    __slots__ = ("bytes", "definitions", "keys", "lines", "owner")
 
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
         self.keys: list[Key] = []
-        self.bytes = 0
+        self.bytes = self.definitions = self.lines = 0
+
+    def add(self, key: Key, encoded: EncodedMessage) -> int:
+        """Take in the next message; the bytes that it adds.
+
+        What its dictionary holds counts from where this line's last message left it. So a line that leaves another one
+        pays for what came before, too: it has a dictionary of its own.
+        """
+        state = encoded.state
+        size = _NODE_BYTES + sum(map(getsizeof, encoded.sent or ()))
+        size += _ENTRY_BYTES * max(state.known - self.definitions, 0)
+        lines = state.dictionary.lines.lines[self.lines : state.lines]
+        size += _LINE_BYTES * len(lines)
+        if len(lines) > _ONE_LINE:
+            size += sum(map(getsizeof, lines))
+        self.keys.append(key)
+        self.definitions, self.lines = state.known, state.lines
+        self.bytes += size
+        return size
 
 
 class _Following(NamedTuple):
@@ -190,10 +219,7 @@ class Memo:
                 if key in self._nodes:  # another thread was faster, with the same bytes
                     continue
                 self._nodes[key] = _Node(encoded, line)
-                line.keys.append(key)
-                size = _size(encoded)
-                line.bytes += size
-                self.bytes += size
+                self.bytes += line.add(key, encoded)
             for message, (key, _), (before_key, _) in zip(messages, new, [(after, None), *new], strict=False):
                 self._follow(before_key, message, key)
             if not line.keys:
@@ -239,10 +265,3 @@ class Memo:
         for key in line.keys:
             del self._nodes[key]
         self.bytes -= line.bytes
-
-
-def _size(encoded: EncodedMessage) -> int:
-    """Bytes that an encoded message holds: its own, its texts as sent, and the entries that it added."""
-    texts = 2 * sum(len(text) for text in encoded.sent or ())
-    entries = 400 * encoded.report.entries_added
-    return _NODE_BYTES + texts + entries

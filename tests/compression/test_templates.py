@@ -255,6 +255,19 @@ def interleaved(size: int, seed: int) -> str:
     return "\n".join(chance.choice(forms).format(*(chance.randrange(60) for _ in range(4))) for _ in range(size))
 
 
+def test_interleaved_lines_of_several_forms_become_rows_of_their_templates() -> None:
+    """Each form has one template, whatever the order of the lines; a form that would save nothing has none."""
+    text = interleaved(80, seed=4)
+    segments, added = encode([text])
+    sent = wire(segments, added)
+
+    assert {template.text.split()[-1] for template in added} == {"(kafka.log.Log)", "(kafka.log.Index)", "ssh2"}
+    assert len(added) == 3
+    assert all(line.startswith("at com.example") for line in text.split("\n") if line in sent)
+    assert tokens(sent) < 0.75 * tokens(text)
+    assert decode(segments, added) == [text]
+
+
 def test_a_thousand_known_templates_cost_a_text_little() -> None:
     """Templates of other forms are not tried on a line."""
     book = TemplateBook()
