@@ -185,30 +185,43 @@ class Encoder:
     ) -> Iterable[tuple[list[Segment], EncodedText]]:
         """Ways to send a text, and the segments that each is read as.
 
-        References and folds may cut what templates would write as one, so rows in the text as it came are a second way,
-        looked for where there are so many digits as only logs and listings have.
+        References may cut what folds would write as one: like objects, written over several lines, have lines in
+        common. So where there is such JSON, the text without references is a second way. References and folds
+        may cut what templates would write as one, so rows in the text as it came are a third way, looked for where
+        there are so many digits as only logs and listings have.
         """
-        count = self.tokenizer.count
-        book = state.dictionary.templates
-        numbers = state.numbers()
         share = sum(map(text.count, digits)) / max(len(text), 1)
-        listed = line_numbers.drop(segments, count) if share >= FEW_DIGITS else segments
-        folded, found = folds.fold(
-            listed, state.dictionary.shapes, numbers if defines else None, count, ditto=self.brief
-        )
-        added: list[Definition] = [Shape(*shape) for shape in found]
-        rows, forms = folded, list[Template]()
-        if (share >= FEW_DIGITS and defines) or len(book):
-            rows, forms = templates.extract(folded, book, numbers if defines else None, count)
-        for draft in self._phrases(text, rows, tokens, [*added, *forms], state, defines=defines):
-            yield segments, draft
-        if len(folded) == 1 or share < MANY_DIGITS:
+        is_whole = True
+        for source in [segments, [text]] if len(segments) > 1 and folds.spans_lines(text) else [segments]:
+            rows, folded, added = self._rows(source, share, state, defines=defines)
+            is_whole = is_whole and len(folded) == 1
+            for draft in self._phrases(text, rows, tokens, added, state, defines=defines):
+                yield source, draft
+        if is_whole or share < MANY_DIGITS:
             return
-        numbers = state.numbers()
-        rows, forms = templates.extract([text], book, numbers if defines else None, count)
+        numbers = state.numbers() if defines else None
+        rows, forms = templates.extract([text], state.dictionary.templates, numbers, self.tokenizer.count)
         if len(rows) > 1:
             for draft in self._phrases(text, rows, tokens, [*forms], state, defines=defines):
                 yield [text], draft
+
+    def _rows(
+        self, source: list[Segment], share: float, state: State, *, defines: bool
+    ) -> tuple[list[Segment], list[Segment], list[Definition]]:
+        """The segments of a text with rows in them, the same before lines became rows, and what both define.
+
+        `share` is that of digits among the characters.
+        """
+        count = self.tokenizer.count
+        book = state.dictionary.templates
+        numbers = state.numbers() if defines else None
+        listed = line_numbers.drop(source, count) if share >= FEW_DIGITS else source
+        folded, found = folds.fold(listed, state.dictionary.shapes, numbers, count, ditto=self.brief)
+        shapes = [Shape(*shape) for shape in found]
+        if (share < FEW_DIGITS or not defines) and not len(book):
+            return folded, folded, [*shapes]
+        rows, forms = templates.extract(folded, book, numbers, count)
+        return rows, folded, [*shapes, *forms]
 
     def _phrases(  # noqa: PLR0913 - a stage of `_drafts`, which knows all of it
         self,

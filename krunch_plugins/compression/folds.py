@@ -32,6 +32,7 @@ _Shape = tuple[int, tuple[str, ...]]
 _STYLE_MARK = re.compile(MARK + r"\{([a-z0-9]+)\}")
 _NUMBER_MARK = re.compile(MARK + "([1-9][0-9]*)")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_OVER_LINES = re.compile(r'[{\[]\n[ \t]*["{\[]')
 
 
 def fold(
@@ -62,6 +63,13 @@ def fold(
         else:
             out += folder.fold(segment)
     return merge(out), folder.defined
+
+
+def spans_lines(text: str) -> bool:
+    """Whether a text holds JSON that could be folded and is written over several lines."""
+    if _OVER_LINES.search(text) is None:  # fast, and so in nearly all texts
+        return False
+    return any(text.find("\n", found.start, found.end) >= 0 for found in find_json(text))
 
 
 def unfold(segments: list[Segment], shapes: ShapeBook) -> tuple[list[Segment], list[_Shape]]:

@@ -51,7 +51,7 @@ _LINE = re.compile(rf"{MARK}\[(?:{_SHIFT}: )?(.*)\]")
 _OPEN = MARK + "["
 _JOIN = " … "
 _SPECIAL = re.compile(r"indent|numbers|lines|[0-9]+[ ,]")
-_NUMBERED = re.compile(r"([ ]*)([0-9]{1,9})((?::|[|\t→│])[ ]?)(?![0-9])(.*)", re.DOTALL)
+_NUMBERED = re.compile(r"([ ]*)([0-9]{1,9})((?:[:\t→]|[ ]?[|│])[ ]?)(?![0-9])(.*)", re.DOTALL)
 
 
 _BEFORE_NUMBERS = frozenset(" 0123456789")
