@@ -7,6 +7,7 @@ here it goes to the figures that all workers share, to Prometheus where LiteLLM 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import functools
 import hashlib
 import logging
@@ -62,12 +63,13 @@ def _quietly(function: Callable[_P, None]) -> Callable[_P, None]:
 
 
 def workers(krunch: Krunch) -> Workers:
-    """What this worker shares with the others; made at first use, with the settings of `krunch`."""
+    """What this worker shares with the others; made at first use, with the settings of `krunch`. Closed at exit."""
     global _workers  # noqa: PLW0603 - one a process is the point
     with _lock:
         _serving.add(krunch)
         if _workers is None:
             _workers = Workers(krunch, memory_kb)
+            atexit.register(_workers.close)  # what was noted last is not written yet
         return _workers
 
 

@@ -39,6 +39,12 @@ def add_many(folder: Path, count: int) -> None:
     figures.close()
 
 
+def note_one(home: Path) -> None:
+    """What a worker does that ends as soon as it has served a request."""
+    with Krunch(Settings(home=home)) as krunch:
+        telemetry.workers(krunch).note(prepared())
+
+
 @pytest.fixture
 def krunch(tmp_path: Path) -> Iterator[Krunch]:
     """A Krunch with a store, whose directory the workers share."""
@@ -60,6 +66,16 @@ def test_what_several_processes_add_is_all_there(tmp_path: Path) -> None:
     assert sum(one["requests"] for one in summary.conversations) == 200
     assert summary.models[0]["cached_tokens"] == 1000
     assert len(summary.conversations) == 3
+
+
+def test_what_a_worker_noted_last_is_written_when_it_ends(krunch: Krunch) -> None:
+    """A proxy that is stopped right after a reply has counted it."""
+    assert krunch.settings.home is not None
+    worker = multiprocessing.get_context("spawn").Process(target=note_one, args=(krunch.settings.home,))
+    worker.start()
+    worker.join()
+
+    assert (worker.exitcode, Workers(krunch, float).figures.summary("t").requests) == (0, 1)
 
 
 def test_conversations_and_series_are_bounded(tmp_path: Path) -> None:
