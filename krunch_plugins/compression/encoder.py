@@ -21,7 +21,6 @@ from krunch_plugins.compression.phrase_mining import Candidate, Mining, mine
 from krunch_plugins.compression.phrases import DEFINITION_TOKENS, SYMBOL_TOKENS, Phrase, Piece, cut, join
 from krunch_plugins.compression.segments import LETTERS, Mark, Symbol, merge, numbered
 from krunch_plugins.compression.shapes import Shape
-from krunch_plugins.compression.templates import Template
 from krunch_plugins.report import MessageReport, Reason
 from krunch_plugins.tokens import RecentTokens
 

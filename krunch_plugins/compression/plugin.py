@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from functools import lru_cache
@@ -16,6 +15,7 @@ from krunch_plugins.compression.meanings import Meanings
 from krunch_plugins.compression.rebase import ColdRebase, encode_whole
 from krunch_plugins.compression.statistics import Name, Statistics
 from krunch_plugins.compression.stream import ChunkExpander, expand_message
+from krunch_plugins.compression.tools import SeenTools
 from krunch_plugins.compression.windows import Windows
 from krunch_plugins.errors import TokenizerUnavailable
 from krunch_plugins.hookspecs import hookimpl
@@ -68,7 +68,7 @@ class CompressionPlugin:
             self._cold = ColdRebase(memo_store, clock)
         elif settings.rebase == "cold":
             log.warning('rebase="cold" does nothing without a memo store; give one to Krunch(memo_store=...)')
-        self._tools: dict[bytes, tuple[int, frozenset[str]]] = {}
+        self._tools = SeenTools(settings.efficiency.max_conversations)
 
     @hookimpl(trylast=True)
     def pre_request(self, exchange: Exchange) -> None:
@@ -127,19 +127,20 @@ class CompressionPlugin:
         self._statistics.forget(session, tenant)
         if session is not None or tenant is not None:
             self._memo.forget(tenant, session)
+            self._tools.forget(tenant, session)
         else:
             self._memo.clear()
             self._tools.clear()
 
     def _compress(self, exchange: Exchange, tokenizer: Tokenizer) -> None:
         report = exchange.report
-        report.tools_tokens, literals = self._look_at_tools(exchange.tools, tokenizer)
+        owner = (exchange.tenant, exchange.session)
+        report.tools_tokens, literals = self._tools.look(exchange.tools, tokenizer, owner)
         minimum = cost.cache_minimum(exchange.model, self._settings)
         # Two models with one tokenizer share what was sent before, unless it depends on the model.
         options = self._options._replace(cache_minimum=minimum if self._options.cache_floor != "nothing" else 0)
         root = memo.root([tokenizer.name, _named(options), exchange.tenant, exchange.session, *sorted(literals)])
         keys = self._memo.keys(exchange.messages, root, exchange.no_definitions)
-        owner = (exchange.tenant, exchange.session)
         work = _Work(Encoder(tokenizer, options), literals, owner, exchange.no_definitions)
         point, rebase = self._rebase_point(exchange, keys)
         if point:
@@ -230,21 +231,6 @@ class CompressionPlugin:
         finally:
             state.release()
         return out
-
-    def _look_at_tools(
-        self, tools: Sequence[Mapping[str, Any]] | None, tokenizer: Tokenizer
-    ) -> tuple[int, frozenset[str]]:
-        """Tokens of the tool definitions, and the literals in them that look like symbols."""
-        if not tools:
-            return 0, frozenset()
-        text = json.dumps(tools, ensure_ascii=False, default=str)
-        key = memo.root([tokenizer.name, text])
-        seen = self._tools.get(key)
-        if seen is None:
-            if len(self._tools) >= 256:  # noqa: PLR2004 - more tool sets than any program has; not worth an option
-                self._tools.clear()
-            seen = self._tools[key] = (tokenizer.count(text), frozenset(legend.literal_names(text)))
-        return seen
 
 
 @lru_cache(maxsize=64)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from krunch_plugins import Krunch, Settings, restore
 from krunch_plugins.compression.folds import fold, unfold
 from krunch_plugins.compression.segments import MARK, Mark, Segment, merge
 from krunch_plugins.compression.shapes import ShapeBook
@@ -221,6 +222,28 @@ def test_json_is_found_wherever_it_stands(text: str) -> None:
         position = sent.index(piece, position) + len(piece)
     assert "first_name" not in sent.replace("{first_name:Mia", "", 1)
     assert '"Mia"' not in sent
+
+
+@pytest.mark.parametrize("frame", ["{}", "Here they are:\n```json\n{}\n```\nWhich are late?"])
+@pytest.mark.parametrize("profile", ["safe", "balanced", "dense"])
+def test_lines_in_common_do_not_keep_json_from_being_folded(profile: Any, frame: str) -> None:
+    """Like objects, written over several lines, are as small as on one: references to lines do not cut them."""
+    rows = [
+        {"id": number, "name": f"item {number}", "city": "Rome", "tags": ["new"], "note": None} for number in range(40)
+    ]
+    with Krunch(Settings(profile=profile)) as krunch:
+
+        def sent(*texts: str) -> int:
+            messages = [{"role": "tool", "content": frame.replace("{}", text)} for text in texts]
+            exchange = krunch.prepare(messages, model="gpt-4o")
+            assert restore(exchange.messages) == messages
+            return exchange.report.messages[-1].tokens_after
+
+        compact = sent(json.dumps(rows))
+        for indent in (1, 2, 4, "\t"):
+            written = json.dumps(rows, indent=indent)
+            assert sent(written) <= compact + 8
+            assert sent(written, written) < 40  # what stood before as a whole is a reference still
 
 
 def test_a_shape_of_an_earlier_message_serves_the_later_ones() -> None:

@@ -114,6 +114,30 @@ def test_a_known_history_is_not_encoded_again(monkeypatch: pytest.MonkeyPatch) -
         assert counted  # another session shares nothing, not even time
 
 
+def test_tools_are_remembered_for_each_session_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tools of a session are counted once, and no other session with the same ones is faster for that."""
+    tools = [{"type": "function", "function": {"name": "look", "description": rich(1), "parameters": {}}}]
+    messages: list[Message] = [{"role": "user", "content": "Look."}]
+    counted: list[str] = []
+    encode = Tokenizer.encode
+
+    def noting(self: Tokenizer, text: str) -> list[int]:
+        counted.append(text)
+        return encode(self, text)
+
+    def times(krunch: Krunch, **whose: Any) -> int:
+        counted.clear()
+        krunch.prepare(messages, model=MODEL, tools=tools, **whose)
+        return sum("look" in text for text in counted)
+
+    monkeypatch.setattr(Tokenizer, "encode", noting)
+    with Krunch(Settings()) as krunch:
+        assert [times(krunch, session="s", tenant=tenant) for tenant in ("a", "a", "b", "b")] == [1, 0, 1, 0]
+        assert times(krunch, session="t", tenant="a") == 1
+        krunch.reset(session="s", tenant="a")
+        assert [times(krunch, session="s", tenant=tenant) for tenant in ("a", "b")] == [1, 0]
+
+
 def test_ten_thousand_definitions_cost_a_request_nothing_beyond_what_it_uses() -> None:
     """A long conversation's dictionary is in its old messages only, and is gone with those that the client drops."""
     phrases = [f"{prose(number, 4)} number {number}" for number in range(10_000)]
