@@ -28,7 +28,8 @@ TOGETHER = {
         f"tests/litellm/proxy/test_{name}.py" for name in ("chat", "matrix", "messages", "proxy", "responses")
     ],
     "a proxy with two workers, and one with a store": [
-        f"tests/litellm/ops/test_{name}.py" for name in ("faults", "guardrail", "mission", "operations", "tenants")
+        f"tests/litellm/ops/test_{name}.py"
+        for name in ("faults", "guardrail", "mission", "operations", "tenants", "tools_elsewhere")
     ],
 }
 """Files that need the same proxies, which take a while to start: the process that runs one of them runs all."""
