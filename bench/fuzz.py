@@ -87,6 +87,8 @@ def main() -> int:
             done += count
             failures += broken
             progress.update(task, completed=done, broken=len(failures))
+            for failure in broken:  # known even if the run is stopped
+                progress.console.print(f"seed {failure.seed} broke a law: {failure.law}")
             if not progress.console.is_terminal and done // SAY > (done - count) // SAY:
                 print(f"{done} conversations, {len(failures)} broke a law", flush=True)
             if len(failures) >= options.stop_after:
