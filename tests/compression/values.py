@@ -25,8 +25,8 @@ _PLAIN = (
     r"(?<![\w:])[0-9a-fA-F]{1,4}(?::[0-9a-fA-F]{1,4})*::[0-9a-fA-F]{1,4}(?::[0-9a-fA-F]{1,4})*(?![\w:])",  # fe80::1
     r"\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b",  # 192.168.0.17:8080
     r"(?<![\w.+-])\w+(?:[.+-]\w+)*@\w[\w-]*(?:\.[\w-]+)+\b",  # mia.li+work@example.com
-    # 1.2.3-rc.1+build.5; a build is ASCII, no part of it is empty, as in +.5, and build.5( is a call, as is build-(.
-    r"\b\d+\.\d+\.\d+-[\w.]+\+[0-9A-Za-z_][0-9A-Za-z_.]*+\b(?!-*[(\[])",
+    # 1.2.3-rc.1+build.5; a build is ASCII, no part of it is empty, as in +.5, and build.5( or build-5( is a call.
+    r"\b\d+\.\d+\.\d+-[\w.]+\+(?![0-9A-Za-z_.-]*+[(\[])[0-9A-Za-z_][0-9A-Za-z_.]*+\b",
 )
 _VALUES = [re.compile(pattern) for pattern in _PLAIN]
 
