@@ -47,7 +47,9 @@ def test_lines_with_another_indentation_are_one_reference(profile: Profile, by: 
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("form", ["{}\t{}", "{:>6}\t{}", "{}:{}", "{}: {}", "{:>5}→{}", "{}|{}", "{:>3}│ {}", "{:>4} | {}"])
+@pytest.mark.parametrize(
+    "form", ["{}\t{}", "{:>6}\t{}", "{}:{}", "{}: {}", "{:>5}→{}", "{}|{}", "{:>3}│ {}", "{:>4} | {}"]
+)
 def test_lines_with_other_numbers_are_one_reference(profile: Profile, form: str) -> None:
     """The same lines further down in a file, printed with their numbers, are found, and the reference says how far."""
     before, after = (
