@@ -26,7 +26,7 @@ _WORD = (
 _JOINTS = (
     r"[-.@'\u2019]+",
     r"(?<=\d)[,:/+](?=\d)",  # of every script: people write times in their own digits
-    r"(?<=[0-9][eE])\+(?=[0-9])",
+    r"(?<=[0-9.][eE])\+(?=[0-9])",  # numpy writes 1.e+16
     r"(?<=[0-9])\+(?=[A-Za-z][0-9A-Za-z.-]*(?![0-9A-Za-z.(\[-]))",
     r"\+(?=[\w.%+-]{1,64}@)",
     r"(?<=[0-9])/(?=[A-Z][a-z][a-z]/[0-9]{4})",

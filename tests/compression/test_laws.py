@@ -211,7 +211,7 @@ def test_what_has_broken_a_law_before_keeps_it(texts: list[str], profile: str) -
 @pytest.mark.parametrize("profile", ["safe", "balanced"])
 @pytest.mark.parametrize(
     "value",
-    [*conversations.VALUES, "x²", "人々", "été", "don't", "snake_case_name", "x-request-id", "नमस्ते", "\uff11:01"],
+    [*conversations.VALUES, "x²", "人々", "été", "don't", "snake_case_name", "x-request-id", "नमस्ते", "\uff11:01", "1.e+16"],
 )  # fmt: skip
 def test_a_value_is_never_cut(value: str, profile: str) -> None:
     """Phrases that end and begin inside a value, and would pay, are not taken so far."""
