@@ -170,12 +170,12 @@ class Memo:
         """
         out: list[Key] = []
         node_of = self._nodes.get
-        for index, message in enumerate(messages):  # the only loop that an unchanged history goes through in Python
+        for index, message in enumerate(messages):  # an unchanged history takes most of its time here
             node = node_of(before)
             known = node.following if node is not None else None
             if known is None or index in no_definitions:
                 before = _key(message, before, b"-" if index in no_definitions else b";")
-            elif (
+            elif (  # what most messages are; `is_of` tells the same of all, and slower
                 known.only is not None
                 and message.get("content") == known.only
                 and message.get("role") == known.role

@@ -38,12 +38,14 @@ class Killed(NamedTuple):
     Attributes:
         proxy: it starts new ones by itself.
         home: where its store is.
+        workers: the processes that were killed.
         sent: what the model got of `LATER`.
         heard: the text of the stream, up to where its connection broke.
     """
 
     proxy: Proxy
     home: Path
+    workers: set[int]
     sent: list[dict[str, Any]]
     heard: str
 
@@ -63,14 +65,14 @@ def killed(
         running.text(session="same", messages=LATER)
         sent = model_server.requests[-1]["messages"]
         body = {"model": "gpt-4o", "messages": _asking("Slowly?"), "stream": True}
-        heard = ""
+        heard, workers = "", set(running.children())
         with running.client(KEY, x_session_id="killed") as client:
             for said in _until_it_breaks(client, body):
                 if not heard:
-                    for worker in running.children():
+                    for worker in workers:
                         os.kill(worker, signal.SIGKILL)
                 heard += said
-        yield Killed(running, folder / "home", sent, heard)
+        yield Killed(running, folder / "home", workers, sent, heard)
     finally:
         running.stop()
 
@@ -124,12 +126,14 @@ def test_workers_that_know_nothing_send_the_same_bytes_and_forget_for_all(
     killed: Killed, model_server: Upstream
 ) -> None:
     """What was sent once is sent again by workers that were not there; who forgets a session forgets its history."""
+    killed.proxy.eventually(lambda: bool(killed.workers & set(killed.proxy.children())), expected=False)
     _served(killed.proxy, session="same", messages=LATER)
     again = model_server.requests[-1]["messages"]
     with killed.proxy.client() as client:
         forgotten = client.delete("/v1/compression/sessions/same").raise_for_status().json()
         missing = client.get("/v1/compression/sessions/same").status_code
 
+    assert len(killed.workers) == 2
     assert killed.sent == again != LATER
     assert (forgotten["message"], forgotten["history_removed"], missing) == ("Session forgotten", True, 404)
     with ConversationStore(killed.home) as store:
