@@ -21,9 +21,10 @@ _WORD = (
     r"\u2300-\u24ff\u25a0-\u2fff\u3005-\u3007\u3021-\u302f\u3031-\ufeff\uff10-\U0010ffff]"
 )
 # What joins words into one: names, dates, numbers, e-mail addresses. A colon, comma, slash or plus joins digits only,
-# but for the plus of 1e+16, 1.2.3-rc.1+build.5 and mia+work@example.com, the slashes of 31/Jan/2024, the colons of
-# fe80::1 and aa:bb:cc, and the narrow spaces of 1 000 000.
+# but for the plus of 1e+16, 1.2.3-rc.1+build.5, 1.0.0-alpha+001 and mia+work@example.com, the slashes of 31/Jan/2024,
+# the colons of fe80::1 and aa:bb:cc, and the narrow spaces of 1 000 000.
 _JOINTS = (
+    r"(?<=\d)-[\w.-]{1,64}\+(?=[0-9A-Za-z_][\w.-]*+(?![(\[]))",
     r"[-.@'\u2019]+",
     r"(?<=\d)[,:/+](?=\d)",  # of every script: people write times in their own digits
     r"(?<=[0-9.][eE])\+(?=[0-9])",  # numpy writes 1.e+16

@@ -24,9 +24,9 @@ _PLAIN = (
     r"(?<![\w:])(?:[0-9a-fA-F]{1,4}:){2,7}:?[0-9a-fA-F]{1,4}(?::[0-9a-fA-F]{1,4}){0,6}(?![\w:])",  # 2001:db8::1:2
     r"(?<![\w:])[0-9a-fA-F]{1,4}(?::[0-9a-fA-F]{1,4})*::[0-9a-fA-F]{1,4}(?::[0-9a-fA-F]{1,4})*(?![\w:])",  # fe80::1
     r"\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b",  # 192.168.0.17:8080
-    r"(?<![\w.+-])\w+(?:[.+-]\w+)*@\w[\w-]*(?:\.[\w-]+)+\b",  # mia.li+work@example.com
+    r"(?<![\w.+-])(?=[\w.+-]{1,64}@)\w+(?:[.+-]\w+)*@\w[\w-]*(?:\.[\w-]+)+\b",  # mia.li+work@example.com
     # 1.2.3-rc.1+build.5; a build is ASCII, no part of it is empty, as in +.5, and build.5( or build-5( is a call.
-    r"\b\d+\.\d+\.\d+-[\w.]+\+(?![0-9A-Za-z_.-]*+[(\[])[0-9A-Za-z_][0-9A-Za-z_.]*+\b",
+    r"\b\d+\.\d+\.\d+-[\w.]{1,64}\+(?![0-9A-Za-z_.-]*+[(\[])[0-9A-Za-z_][0-9A-Za-z_.]*+\b",
 )
 _VALUES = [re.compile(pattern) for pattern in _PLAIN]
 

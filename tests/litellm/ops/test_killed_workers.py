@@ -68,7 +68,7 @@ def killed(
         heard, workers = "", set(running.children())
         with running.client(KEY, x_session_id="killed") as client:
             for said in _until_it_breaks(client, body):
-                if not heard:
+                if said and not heard:  # what comes before the first text says nothing about it
                     for worker in workers:
                         os.kill(worker, signal.SIGKILL)
                 heard += said
