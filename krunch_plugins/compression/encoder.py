@@ -7,7 +7,6 @@ literals that look like symbols in the tool definitions. State is a memo of that
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from functools import lru_cache
 from itertools import chain
 from string import digits
@@ -330,7 +329,7 @@ def next_request(role: str, index: int, state: State, options: Options) -> State
     """The state with its monitor told that a request is complete, if this message is the reply to one."""
     if not index or role != "assistant":
         return state
-    return replace(state, monitor=state.monitor.next_request(state.known, options.efficiency))
+    return state.with_monitor(state.monitor.next_request(state.known, options.efficiency))
 
 
 def _define(

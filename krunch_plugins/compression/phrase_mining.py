@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import threading
 from contextlib import suppress
-from itertools import count
+from itertools import count, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -88,6 +88,8 @@ def mine(atoms: Sequence[str], text: str, tokens: list[int], tokenizer: Tokenize
         tokenizer: what made `tokens`.
         how: what a phrase may be.
     """
+    if len(atoms) <= SHORT and len(set(pairwise(atoms))) >= len(atoms) - 1:  # nothing repeats, as in most short texts
+        return []
     ids = dict(zip(dict.fromkeys(atoms), count()))
     array = np.fromiter(map(ids.__getitem__, atoms), dtype=np.int64, count=len(atoms))
     borders = _tokens_before(array, ids, text, tokens, tokenizer)
