@@ -66,6 +66,7 @@ def main() -> int:
     laws.warm()
     if options.replay:
         return _replay(options.replay)
+    options.folder.mkdir(parents=True, exist_ok=True)  # not after hours of work
     started = time.perf_counter()
     failures: list[Failure] = []
     done = 0
@@ -222,7 +223,7 @@ def _options() -> argparse.Namespace:
     add("--processes", type=int, default=os.cpu_count() or 1, help="at once (default: %(default)s)")
     add("--costly", type=int, default=COSTLY, help="one of so many is encoded many times (default: %(default)s)")
     add("--stop-after", type=int, default=1_000, help="failures (default: %(default)s)")
-    add("--folder", type=Path, default=Path(), help="where failing cases are written (default: here)")
+    add("--folder", type=Path, default=Path(), help="where failing cases are written, made if need be (default: here)")
     add("--replay", type=Path, help="run one written case again")
     return parser.parse_args()
 
