@@ -39,7 +39,7 @@ _JOINTS = (
 _VALUE = rf"{_WORD}+(?:(?=[-.@'\u2019,:/+\u00a0\u2009\u202f])(?:{'|'.join(_JOINTS)}){_WORD}+)*"
 # A time of day belongs to the date in front of it, also behind a space. Templates alone may tell the two apart.
 _DATE_AND_TIME = r"(?<=\d{4}-\d\d-\d\d) (?=\d\d:\d\d)"
-_DATED = rf"{_VALUE}(?:{_DATE_AND_TIME}{_VALUE})?"
+_WITH_TIME = rf"(?:{_DATE_AND_TIME}{_VALUE})?"
 _SIGNED = rf"(?=[-+\u2212.])(?<![0-9A-Za-z_)\]])(?:[-+\u2212]\.?|\.)(?=\d){_VALUE}"
 # A literal mark goes with what makes it one, and with the rest of a value that begins with its number.
 _MARKS = rf"{MARK}+(?:[0-9]*[={{\[]|{_VALUE})?"
@@ -50,7 +50,7 @@ _STRING = rf'"(?:[^"\\\n{MARK}]|\\.){{0,200}}+"'
 _WHOLE = rf' ?(?:[^\s{MARK}()\[\]{{}}<>"=,;]|(?<=\d)[,\u00a0\u2009\u202f](?=\d)|{_DATE_AND_TIME})+'
 
 ATOMS = {
-    "balanced": re.compile(rf" ?(?:{_DATED}|{_SIGNED})|{_MARKS}|{_REST}"),
+    "balanced": re.compile(rf" ?(?:{_VALUE}|{_SIGNED}){_WITH_TIME}|{_MARKS}|{_REST}"),
     "safe": re.compile(rf"{_STRING}|{_WHOLE}|{_MARKS}|{_REST}"),
     "dense": re.compile(rf" ?[A-Za-z]+|[0-9]+|{MARK}+(?:[0-9]+[={{\[]?|[{{\[])?|{_REST}"),
 }

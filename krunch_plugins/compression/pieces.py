@@ -222,7 +222,7 @@ class PieceReader:
             if found is None:
                 return -1 if self._final else None
             if not left and text[start] == MARK:
-                return start + 1
+                return self._closing(start)
             part = self._part(start, found[0], len(value))
             if part is None:
                 return None
@@ -230,6 +230,20 @@ class PieceReader:
             if not left.startswith(meaning):
                 return -1
             left = left[len(meaning) :]
+
+    def _closing(self, at: int) -> int | None:
+        """Where a definition ends whose text is followed by the mark at a place; as `_definition`.
+
+        It goes on with that mark where a symbol or a definition begins there, for the encoder ends none in front of a
+        digit or a letter: in `¤1=text¤2` the text is a literal behind a symbol and an equals sign.
+        """
+        text, end = self._text, at + 1
+        number = _NUMBER.match(text, end)
+        if (end if number is None else number.end()) == len(text) and not self._final:
+            return None
+        if number is None:
+            return -1 if _LETTERS.match(text, end) else end
+        return end if self._meanings.get(MARK + number[0]) is None else -1
 
     def _part(self, at: int, run: str, limit: int) -> tuple[int, str] | None:
         """Where the symbol or literal in a definition ends that begins at a place, and what it stands for."""

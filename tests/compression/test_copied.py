@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -284,6 +285,21 @@ def test_rows_of_records_that_end_with_a_blank_line_are_all_expanded() -> None:
         sent = exchange.messages[0]["content"]
         assert "*3\n" in sent
         assert exchange.finish({"role": "assistant", "content": sent})["content"] == text
+
+
+def test_a_literal_behind_a_symbol_and_an_equals_sign_is_no_definition() -> None:
+    """`¤1=text¤2` where ¤1 stands for the text: the last mark begins ¤2, for no definition ends in front of a digit."""
+    time, service = "2024-01-31T23:59:59.123+02:00", "service policy"
+    messages = [
+        {"role": "tool", "content": f"{time} {service}-{time} {service}"},
+        {"role": "user", "content": f"{time} {service}={time} {service}2024-01-31T23"},
+    ]
+    with Krunch(Settings(profile="dense", min_tokens=1, cache_floor="nothing")) as krunch:
+        exchange = krunch.prepare(messages, model="gpt-4")
+        sent = exchange.messages[1]["content"]
+        assert re.fullmatch("¤1=¤2=.*¤2", sent)
+        assert reply(exchange, sent) == messages[1]["content"]
+        assert streamed(exchange, sent, range(len(sent))) == messages[1]["content"]
 
 
 def test_what_is_expanded_is_counted_and_the_request_is_not_changed() -> None:

@@ -198,6 +198,12 @@ BROKEN_BEFORE = {
     "an exponent behind a full stop": [
         "; ".join(f"the reservation service waits longer each time it fails 1.e{end}" for end in ("", "+16", "?", "+7"))
     ],
+    "a time behind a date with a full stop in front": [
+        (
+            ", 01/31/2024 10:05:33,120_the_reservation_id_retry_retry\n"
+            ", 01/31/2024, 01/31/2024“.2024-01-31 10:05:33,120_the_reservation_id_retry_retry\n"
+        )
+    ],
     "text of one period": ["=" * 3000 + "\n" + "a " * 2000 + '\\"' * 1000],
 }
 

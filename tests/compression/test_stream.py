@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from krunch_plugins.compression.meanings import Meanings
+from krunch_plugins.compression.segments import LETTERS as ALL_LETTERS
 from krunch_plugins.compression.segments import MARK
 from krunch_plugins.compression.stream import ChunkExpander, expand_message
 
@@ -73,9 +74,16 @@ def spellings(text: str, symbols: Mapping[str, str]) -> list[str]:
     for name, part in symbols.items():
         if text.startswith(part) and not (name[0] == MARK and text[len(part) : len(part) + 1].isdigit()):
             fewer = {other: value for other, value in symbols.items() if len(value) < len(part)}
-            written = [name, *(f"{defined(name)}={inner}{MARK}" for inner in spellings(part, fewer))]
-            found += [here + rest for here in written for rest in spellings(text[len(part) :], symbols)]
+            quotes = [f"{defined(name)}={inner}{MARK}" for inner in spellings(part, fewer)]
+            rests = spellings(text[len(part) :], symbols)
+            found += [here + rest for here in [name, *quotes] for rest in rests if here == name or ends(rest, symbols)]
     return found
+
+
+def ends(rest: str, symbols: Mapping[str, str]) -> bool:
+    """Whether a definition can end in front of this: with its mark, no symbol may begin there."""
+    number = re.match("[0-9]+", rest)
+    return MARK + number[0] not in symbols if number else not re.match(f"[{ALL_LETTERS}]", rest)
 
 
 @cache
@@ -85,7 +93,9 @@ def marks(symbols: tuple[tuple[str, str], ...]) -> tuple[str, dict[str, str]]:
     for name, value in symbols:
         fewer = {other: text for other, text in symbols if len(text) < len(value)}
         quotes.update({f"{defined(name)}={inner}{MARK}": value for inner in spellings(value, fewer)})
-    return "|".join([*map(re.escape, quotes), f"{MARK}+[0-9]+"]), quotes
+    numbers = "|".join(name[1:] for name, _ in symbols if name[0] == MARK)
+    ends = rf"(?!(?:{numbers})(?![0-9])|[{ALL_LETTERS}])"  # as the function of that name
+    return "|".join([*(re.escape(quote) + ends for quote in quotes), f"{MARK}+[0-9]+"]), quotes
 
 
 def defined(name: str) -> str:
@@ -164,7 +174,8 @@ def whole(content: str) -> str:
         (f"{MARK}305", f"literal {MARK}1 inside"),
         ("<MAIL_1> <MAIL_1>> <MAIL_1", 'ann@example.org Ann "A" \\ <x> <post_1'),
         (f"{MARK}7IL_1>", "ann@example.org"),
-        (f"{MARK}1=ONE{MARK}, {MARK}1=ONE{MARK}{MARK}1=ONE{MARK}1", "ONE, ONEONE1"),
+        (f"{MARK}1=ONE{MARK}, {MARK}1=ONE{MARK}{MARK}1=ONE{MARK}9", "ONE, ONEONE9"),
+        (f"{MARK}1=ONE{MARK}1 {MARK}1=ONE{MARK}12 {MARK}1=ONE{MARK}13", 'ONE=ONEONE ONE=ONEa "quoted"\n\\path ONE13'),
         (
             f"{MARK}8=x ONE\nx{MARK} {MARK}8=x {MARK}1\nx{MARK} {MARK}8=x {MARK}1=ONE{MARK}\nx{MARK}",
             "x ONE\nx x ONE\nx x ONE\nx",
