@@ -100,3 +100,9 @@ def count_tokens(body: Mapping[str, Any], texts: Sequence[str], answers: Sequenc
 
     replies = [[answer.text or "", *(call.arguments for call in answer.tool_calls)] for answer in answers]
     return sum(map(count, texts)), sum(count(text) for reply in replies for text in reply)
+
+
+def word_logprobs(text: str) -> list[dict[str, Any]]:
+    """Made-up log probabilities, one entry for each word of a text."""
+    words = text.split()
+    return [{"token": word, "logprob": -0.25, "bytes": list(word.encode()), "top_logprobs": []} for word in words]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-from krunch_plugins.upstream.answers import count_tokens, split, text_of
+from krunch_plugins.upstream.answers import count_tokens, split, text_of, word_logprobs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -109,13 +109,8 @@ def _finish_reason(body: Mapping[str, Any], answer: Answer) -> str:
 
 
 def logprobs(body: Mapping[str, Any], text: str) -> dict[str, Any] | None:
-    """One made-up entry per word, for requests that ask for them."""
-    if not body.get("logprobs"):
-        return None
-    entries = [
-        {"token": word, "logprob": -0.25, "bytes": list(word.encode()), "top_logprobs": []} for word in text.split()
-    ]
-    return {"content": entries, "refusal": None}
+    """Those of a text, for requests that ask for them."""
+    return {"content": word_logprobs(text), "refusal": None} if body.get("logprobs") else None
 
 
 def _usage(body: Mapping[str, Any], answers: Sequence[Answer]) -> dict[str, Any]:

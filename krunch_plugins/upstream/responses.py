@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import count, cycle
 from typing import TYPE_CHECKING, Any
 
-from krunch_plugins.upstream.answers import count_tokens, split, text_of
+from krunch_plugins.upstream.answers import count_tokens, split, text_of, word_logprobs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def whole(body: Mapping[str, Any], answers: Sequence[Answer], number: int) -> dict[str, Any]:
     """A plain reply."""
-    reply = {**_envelope(body, number), "status": "completed", "output": _items(answers[0], number)}
+    reply = {**_envelope(body, number), "status": "completed", "output": _items(body, answers[0], number)}
     return {**reply, "usage": _usage(body, answers)}
 
 
@@ -26,7 +26,7 @@ def events(body: Mapping[str, Any], answers: Sequence[Answer], number: int) -> I
     yield {"type": "response.created", "response": begun, "sequence_number": next(numbers)}
     yield {"type": "response.in_progress", "response": begun, "sequence_number": next(numbers)}
     sizes = cycle(answers[0].pieces)
-    for index, item in enumerate(_items(answers[0], number)):
+    for index, item in enumerate(_items(body, answers[0], number)):
         for event in _item_events(item, index, sizes):
             yield {**event, "sequence_number": next(numbers)}
     yield {"type": "response.completed", "response": whole(body, answers, number), "sequence_number": next(numbers)}
@@ -57,12 +57,14 @@ def _envelope(body: Mapping[str, Any], number: int) -> dict[str, Any]:
     }
 
 
-def _items(answer: Answer, number: int) -> list[dict[str, Any]]:
+def _items(body: Mapping[str, Any], answer: Answer, number: int) -> list[dict[str, Any]]:
     """The output of a reply."""
     items: list[dict[str, Any]] = [dict(item) for item in answer.before]
     parts: list[dict[str, Any]] = []
     if answer.text is not None:
         parts.append({"type": "output_text", "text": answer.text, "annotations": list(answer.annotations)})
+        if "message.output_text.logprobs" in (body.get("include") or ()):
+            parts[-1]["logprobs"] = word_logprobs(answer.text)
     if answer.refusal is not None:
         parts.append({"type": "refusal", "refusal": answer.refusal})
     if parts:
@@ -125,12 +127,13 @@ def _part_events(
     """One part of an item."""
     family, key = _FAMILIES[part["type"]]
     begun = {**part, key: ""}
-    extra: dict[str, Any] = {}
-    if family == "output_text":
-        begun["annotations"], extra = [], {"logprobs": []}
+    is_text = family == "output_text"
+    if is_text:
+        begun |= {"annotations": [], **({"logprobs": []} if "logprobs" in part else {})}
     yield {"type": f"response.{name}.added", **place, "part": begun}
     for piece in split(part[key], sizes):
-        yield {"type": f"response.{family}.delta", **place, "delta": piece, **extra}
+        told = {"logprobs": word_logprobs(piece) if "logprobs" in part else []} if is_text else {}
+        yield {"type": f"response.{family}.delta", **place, "delta": piece, **told}
     for position, annotation in enumerate(part.get("annotations") or ()):
         yield {
             "type": "response.output_text.annotation.added",
@@ -138,7 +141,8 @@ def _part_events(
             "annotation_index": position,
             "annotation": dict(annotation),
         }
-    yield {"type": f"response.{family}.done", **place, key: part[key], **extra}
+    told = {"logprobs": part.get("logprobs", [])} if is_text else {}
+    yield {"type": f"response.{family}.done", **place, key: part[key], **told}
     yield {"type": f"response.{name}.done", **place, "part": dict(part)}
 
 

@@ -52,6 +52,30 @@ def test_every_event_of_a_stream_agrees(proxy: Proxy, model: Model) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_logprobs_are_those_of_the_tokens_that_the_model_wrote(proxy: Proxy, model: Model, *, stream: bool) -> None:
+    """They stay as they came, in a whole reply and in each event of a stream, while the text is expanded."""
+    model.answer = lambda body, symbols: Answer(said(symbols), pieces=[7, 1])
+    asked: dict[str, Any] = {"model": "gpt", "include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    if stream:
+        told = events(proxy, input=story(), **asked)
+        reply = told[-1].response
+        raw = said(model.symbols)
+        deltas = [event for event in told if event.type == "response.output_text.delta"]
+        assert "".join(one.token for event in deltas for one in event.logprobs) == "".join(raw.split())
+        (done,) = [event for event in told if event.type == "response.output_text.done"]
+        (part,) = [event.part for event in told if event.type == "response.content_part.done"]
+        assert [one.token for one in done.logprobs] == [one.token for one in part.logprobs] == raw.split()
+    else:
+        with proxy.openai() as client:
+            reply = client.responses.create(input=story(), **asked)
+
+    raw = said(model.symbols)
+    assert "¤" in raw
+    assert [one.token for one in reply.output[0].content[0].logprobs] == raw.split()
+    assert reply.output_text == model.plain(raw)
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_refusals_are_expanded(proxy: Proxy, model: Model, *, stream: bool) -> None:
     """What the model says when it refuses is told in plain words."""
     model.answer = lambda body, symbols: Answer(None, refusal=said(symbols), pieces=[2])
