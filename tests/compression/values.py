@@ -26,7 +26,7 @@ _PLAIN = (
     r"\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b",  # 192.168.0.17:8080
     r"(?<![\w.+-])(?=[\w.+-]{1,64}@)\w+(?:[.+-]\w+)*@\w[\w-]*(?:\.[\w-]+)+\b",  # mia.li+work@example.com
     # 1.2.3-rc.1+build.5; a build is ASCII, no part of it is empty, as in +.5, and build.5( or build-5( is a call.
-    r"\b\d+\.\d+\.\d+-[\w.]{1,64}\+(?![0-9A-Za-z_.-]*+[(\[])[0-9A-Za-z_][0-9A-Za-z_.]*+\b",
+    r"\b\d+\.\d+\.\d+-[\w.]{1,64}\+(?![\w.-]*+[(\[])[0-9A-Za-z_][0-9A-Za-z_.]*+\b",
 )
 _VALUES = [re.compile(pattern) for pattern in _PLAIN]
 
