@@ -5,9 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from xdist.scheduler import LoadFileScheduling
+
+# A run says whether a change is good, and says the same again, on a busy machine too. bench/fuzz.py looks for what
+# nobody has thought of.
+settings.register_profile("krunch", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("krunch")
 
 FIRST = (
     "tests/litellm/ops/",

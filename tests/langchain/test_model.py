@@ -597,15 +597,16 @@ def test_a_broken_stream_is_recorded_as_partial(serving: Serving) -> None:
 
 async def test_a_cancelled_stream(serving: Serving) -> None:
     """A call that is cancelled, or closed, in the middle lets go of its connection and leaves what was said."""
-    model = serving.wrapped()
+    model, heard = serving.wrapped(), asyncio.Event()
 
     async def read(session: str) -> None:
         async for chunk in model.astream(STORY, {"configurable": {"session_id": session}}):
             if chunk.text:
-                await asyncio.sleep(30)
+                heard.set()
+                await asyncio.sleep(300)
 
     task = asyncio.create_task(read("cancelled"))
-    await asyncio.sleep(0.5)
+    await asyncio.wait_for(heard.wait(), 60)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

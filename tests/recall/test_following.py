@@ -126,7 +126,7 @@ def test_much_is_left_to_the_background(store: ConversationStore, follow: Callab
     store.append("s", says(3000))
     index, follower = follow(at_once=True)
     release = threading.Event()
-    index.before = lambda: release.wait(5) and None
+    index.before = lambda: release.wait(60) and None
     store.append("s", says(1))
 
     assert known(index, None) == []
@@ -183,9 +183,11 @@ def test_what_fails_is_logged_and_tried_again(
     assert caplog.messages == ["index 'numbers' is behind, and is tried again: RuntimeError"]
     index.fails = 1
     store.append("s", says(1))
-    while not follower._failures:
+    while index.fails or not (
+        follower._failures or known(index, None) == [[0, 1, 2]]
+    ):  # it tries again within a second
         time.sleep(0.01)
-    assert follower.flush(5)
+    assert follower.flush(60)
     assert known(index, None) == [[0, 1, 2]]
 
 
@@ -224,20 +226,21 @@ def test_forgetting_is_not_kept_waiting_by_a_build(store: ConversationStore, fol
 
     def wait() -> None:
         started.set()
-        release.wait(10)
+        release.wait(60)
 
     index.before = wait
     follower.wake(None)
-    started.wait(10)
+    assert started.wait(60)
+    store.forget("a")
     removed: list[int] = []
     thread = threading.Thread(target=lambda: removed.append(follower.forget("a", None)))
     thread.start()
-    time.sleep(0.05)
+    while not follower._wishes[None]:
+        time.sleep(0.01)
     release.set()
-    thread.join(10)
+    thread.join(60)
 
-    assert removed
-    assert removed[0] <= 20
+    assert 0 < removed[0] < 40
 
 
 def test_turns_that_came_and_went_do_not_hide_what_came_after(
@@ -308,10 +311,11 @@ def test_an_index_has_what_the_store_has(
 
 def test_a_closed_krunch_lets_go_of_its_threads(tmp_path: Path) -> None:
     """After `close` no thread of recall is left, and the search of a closed store is an empty one."""
+    others = set(threading.enumerate())  # of other tests in this process
     with Krunch(Settings(home=tmp_path, recall={"voices": ["words"]})) as krunch:
         assert krunch.store is not None
         krunch.store.append("s", says(5))
         krunch.forget("s")
         krunch.flush()
 
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("krunch-words")] == []
+    assert [one.name for one in set(threading.enumerate()) - others if one.name.startswith("krunch-words")] == []

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from own_threads import begun_since
 
 from krunch_plugins import Krunch, Settings
 from krunch_plugins.recall.embedders import SentenceTransformerEmbedder
+from krunch_plugins.recall.embedding_calls import until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -180,7 +182,7 @@ def test_no_append_and_no_exchange_waits_for_an_embedder(tmp_path: Path, *, dime
     with Krunch(settings, embedder=hung) as krunch:
         assert krunch.store is not None
         krunch.store.append("s", SAID)
-        assert hung.called.wait(10)
+        assert hung.called.wait(60)
         krunch.store.append("s", SAID)
         exchange = krunch.prepare([{"role": "user", "content": "hello again"}], model="gpt-4o", session="t")
         exchange.finish({"role": "assistant", "content": "hello"})
@@ -206,20 +208,22 @@ def test_closing_does_not_wait_for_an_embedder(
     try:
         krunch = Krunch(Settings(home=tmp_path), embedder=hung)
         krunch.record(SAID, session="s")
-        assert hung.called.wait(10)
+        assert hung.called.wait(60)
         began = time.monotonic()
         krunch.close()
         took = time.monotonic() - began
         files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
         hung.go.set()
-        assert dimension or hung.left.wait(10)
-        time.sleep(0.2)
-        left = [thread.name for thread in set(threading.enumerate()) - others if thread.name.startswith("krunch-")]
+        assert dimension or hung.left.wait(60)
+        ours = begun_since(others)
+        for thread in ours:
+            thread.join(30)
+        left = [thread.name for thread in ours if thread.is_alive()]
         after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     finally:
         threading.excepthook = before
 
-    assert took < 5
+    assert took < 30  # it would hang for a minute
     assert (failed, left, caplog.messages) == ([], [], [])
     assert after == files
     again = Hung(dimension=False)
@@ -229,8 +233,9 @@ def test_closing_does_not_wait_for_an_embedder(
     assert again.texts == ["hello world"]
 
 
-def test_closing_keeps_the_batch_that_is_nearly_done(tmp_path: Path) -> None:
-    """What comes within a second of closing was paid, and is not embedded again."""
+def test_closing_keeps_the_batch_that_is_nearly_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes soon after closing was paid, and is not embedded again."""
+    monkeypatch.setattr(until, "__defaults__", (60.0,))  # a second, which a busy machine may take
 
     class Slow(Hung):
         def _wait(self) -> None:
@@ -240,7 +245,7 @@ def test_closing_keeps_the_batch_that_is_nearly_done(tmp_path: Path) -> None:
     first, second = Slow(dimension=False), Slow(dimension=False)
     krunch = Krunch(Settings(home=tmp_path), embedder=first)
     krunch.record(SAID, session="s")
-    assert first.called.wait(10)
+    assert first.called.wait(60)
     krunch.close()
     with Krunch(Settings(home=tmp_path), embedder=second) as krunch:
         assert krunch.flush(10)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
 import tracemalloc
-from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from own_process import in_own_process
 
 from krunch_plugins import BackgroundIndex
 from krunch_plugins.errors import WrongDimension
@@ -208,9 +207,7 @@ def sizes_of_a_growing_exact_index() -> list[float]:
 
 def test_the_exact_index_has_little_room_to_spare() -> None:
     """A vector of the built-in embedder takes at most 2 KB, all that an index holds for it included, while it grows."""
-    # In a process of its own: what other tests left to work in the background makes arrays, too.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        sizes = process.submit(sizes_of_a_growing_exact_index).result()
+    sizes = in_own_process(sizes_of_a_growing_exact_index)
 
     assert len(sizes) == 30
     assert max(sizes[9:]) <= 2048 - 100  # and room for what searches filter by

@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from own_threads import begun_since
 
 from krunch_plugins import ConversationStore, Krunch, Settings, Turn, hookimpl, restore
 from krunch_plugins.errors import PluginError, StoreError
@@ -268,7 +269,7 @@ def test_a_plugin_that_is_refused_leaves_no_open_store(tmp_path: Path) -> None:
     with pytest.raises(PluginError):
         Krunch(settings(tmp_path), plugins=[object()])
 
-    assert set(threading.enumerate()) <= before
+    assert begun_since(before) == []
 
 
 def test_async_exchanges_are_recorded_off_the_event_loop(tmp_path: Path) -> None:

@@ -459,12 +459,14 @@ def test_closed(open_store: Open) -> None:
 
 def test_the_background_thread_ends_with_the_store(open_store: Open) -> None:
     """No thread is left behind."""
-    before = threading.active_count()
+    before = set(threading.enumerate())
     store = open_store(upkeep_seconds=0.01)
     store.append("s", many(150))
+    begun = {thread for thread in set(threading.enumerate()) - before if thread.name == "krunch-upkeep"}
     store.close()
 
-    assert threading.active_count() == before
+    assert begun
+    assert not [thread for thread in begun if thread.is_alive()]
 
 
 def test_the_default_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -120,8 +120,8 @@ class Proxy:
             found: dict[str, Any] = client.get("/v1/compression/stats").raise_for_status().json()
         return found
 
-    def eventually(self, told: Callable[[], Any], expected: Any, seconds: float = 5) -> None:
-        """Wait, a few seconds at most, until the workers have told each other."""
+    def eventually(self, told: Callable[[], Any], expected: Any, seconds: float = 60) -> None:
+        """Wait until the workers have told each other: a fraction of a second, on a busy machine longer."""
         deadline = time.monotonic() + seconds
         while (found := told()) != expected and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -130,8 +130,12 @@ class Proxy:
     def children(self) -> list[int]:
         """The workers' process ids, if there are several workers."""
         found = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text(encoding="ascii")
-        commands = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in found.split()}
-        return [child for child, command in commands.items() if b"spawn_main" in command]
+        workers = []
+        for child in map(int, found.split()):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+                if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    workers.append(child)
+        return workers
 
     def stop(self) -> int:
         """Stop it, the way a service manager does; its exit code."""

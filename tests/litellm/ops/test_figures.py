@@ -196,7 +196,9 @@ async def test_no_request_of_others_waits_for_the_database(krunch: Krunch, monke
     elsewhere = sqlite3.connect(shared.directory / FILE, isolation_level=None)
     elsewhere.execute("BEGIN IMMEDIATE")
     shared.note(prepared())
-    await asyncio.sleep(0.3)  # until the thread that writes has the database, and waits
+    async with asyncio.timeout(60):
+        while not shared.figures._lock.locked():  # noqa: ASYNC110 - until the thread that writes waits for the database
+            await asyncio.sleep(0.01)
 
     waiting = asyncio.create_task(telemetry.aheed(krunch))
     await asyncio.sleep(0.05)
@@ -230,6 +232,8 @@ def test_a_directory_that_others_can_read_is_not_used(krunch: Krunch, caplog: py
     folder.chmod(0o755)
     workers = Workers(krunch, lambda: 1.0)
     workers.note(prepared())
+    with workers._condition:
+        assert workers._condition.wait_for(lambda: not workers._pending and not workers._busy, 60)
     workers.flush()
 
     assert workers.directory is None

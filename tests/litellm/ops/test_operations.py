@@ -58,6 +58,7 @@ def test_statistics_are_those_of_all_workers(proxy: Proxy) -> None:
     key = "sk-user-stats"
     requests(proxy, key, 8)
     proxy.eventually(lambda: counts(proxy, key), (1, 8))
+    proxy.eventually(lambda: proxy.stats(key)["krunch"]["totals"]["replies"], 8)
 
     answers = [proxy.stats(key) for _ in range(6)]
 
