@@ -108,7 +108,7 @@ class KrunchGuardrail(CustomGuardrail):
 def _somebody_expands(data: dict[str, Any]) -> bool:
     """Whether the reply to a request will pass through Krunch."""
     return any(
-        one is proxy.krunch
+        isinstance(one, proxy.KrunchProxy)
         or (
             isinstance(one, KrunchGuardrail)
             and one.should_run_guardrail(data=data, event_type=GuardrailEventHooks.post_call) is True

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 REASON = "hosted_tools"
 """What clients and statistics are told."""
 
-_ACTING = ("mcp", "codeexecution", "codeinterpreter", "urlcontext", "webfetch")
+_ACTING = ("mcp", "codeexecution", "codeinterpreter", "imagegeneration", "urlcontext", "webfetch")
 
 
 def acts_elsewhere(arguments: Mapping[str, Any]) -> bool:

@@ -60,8 +60,11 @@ class Identity:
 
     @property
     def header(self) -> str:
-        """The session as a response header can hold it: what is not printable ASCII, and `%`, percent-encoded."""
-        return quote(self.session or "", safe=_PLAIN)
+        """The session as a header can hold it: `%`, blanks at its ends and what is not ASCII are percent-encoded."""
+        told = quote(self.session or "", safe=_PLAIN)
+        begun = told.lstrip(" ")
+        inner = begun.rstrip(" ")
+        return "%20" * (len(told) - len(begun)) + inner + "%20" * (len(begun) - len(inner))
 
 
 def identify(data: Mapping[str, Any], user_api_key_dict: UserAPIKeyAuth) -> Identity:

@@ -89,7 +89,7 @@ class InFlight:
         return None if logged is None else self._calls.get(logged)
 
     def failed(self, data: Mapping[str, Any]) -> ProxiedCall | None:
-        """`get` for a request that failed: LiteLLM has taken the object out by then, but runs in the same task."""
+        """`get` for one that may have failed: LiteLLM has taken the object out by then, but runs in the same task."""
         return self.get(data) or (None if "litellm_logging_obj" in data else self._current.get())
 
 

@@ -14,6 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+import litellm
 from litellm.integrations.custom_logger import CustomLogger
 
 from krunch_litellm import telemetry
@@ -45,17 +46,19 @@ class KrunchProxy(CustomLogger):
 
     Attributes:
         configuration: whose settings serve which request.
-        in_flight: the requests that were prepared and whose replies are not here yet.
+        in_flight: the requests that were prepared and whose replies are not here yet; of all instances, so that where
+            there are several a request that one has prepared is left alone by the others.
 
     Raises:
         SettingsError: the config or a `KRUNCH_*` variable holds something that is not allowed.
         StoreUnavailable: `home` cannot be used.
     """
 
+    in_flight = InFlight()
+
     def __init__(self, krunch: Krunch | None = None) -> None:
         super().__init__()
         self.configuration = Configuration(krunch=krunch)
-        self.in_flight = InFlight()
         self._chains = Chains()
         self._endings: set[asyncio.Future[Any]] = set()
         self._preparer = Preparer(self.configuration, self._chains)
@@ -173,7 +176,7 @@ class KrunchProxy(CustomLogger):
         litellm_call_info: dict[str, Any] | None = None,  # noqa: ARG002 - as above
     ) -> dict[str, str]:
         """Say in the response's headers what Krunch did."""
-        call = self.in_flight.get(data)
+        call = self.in_flight.failed(data)  # LiteLLM asks for them also where there is no reply
         try:
             logged = data.get("litellm_logging_obj")
             reason = None if logged is None else self._unserved.get(logged)
@@ -248,7 +251,14 @@ class KrunchProxy(CustomLogger):
 krunch = KrunchProxy()
 """The instance that a proxy's config names."""
 
+
+def serving() -> Krunch:
+    """Who serves the requests: the first instance that LiteLLM was given, which may be one of the operator's own."""
+    given = (one for one in litellm.callbacks if isinstance(one, KrunchProxy))
+    return next(given, krunch).krunch
+
+
 if "litellm.proxy.proxy_server" in sys.modules:  # the proxy is loading us; importing it takes seconds
     from krunch_litellm.routes import add_to_proxy
 
-    add_to_proxy(lambda: krunch.krunch)
+    add_to_proxy(serving)

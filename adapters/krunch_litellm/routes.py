@@ -21,6 +21,7 @@ from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from litellm.proxy._types import LiteLLMRoutes, LitellmUserRoles, ProxyException, UserAPIKeyAuth
 from litellm.proxy.auth.user_api_key_auth import user_api_key_auth
+from starlette.convertors import Convertor, register_url_convertor
 
 from krunch_litellm import legends, telemetry
 from krunch_litellm.figures import Reset
@@ -62,6 +63,20 @@ class _Guarded(APIRoute):
 
         return guarded
 
+
+class _AnyText(Convertor[str]):
+    """The rest of a path, whatever it is; Starlette's own `path` ends at a newline, also in front of the last one."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("any", _AnyText())
 
 Caller = Annotated[UserAPIKeyAuth, Depends(user_api_key_auth)]
 
@@ -111,12 +126,12 @@ def _router(krunch: Callable[[], Krunch]) -> APIRouter:
         await asyncio.to_thread(_reset, krunch(), _whose(caller))
         return {"message": "Conversation compression state reset successfully", "timestamp": _now()}
 
-    @router.get("/sessions/{session:path}")
+    @router.get("/sessions/{session:any}")
     async def session(session: str, caller: Caller, tenant: str | None = None) -> dict[str, Any]:
         """One session: its figures, its trend, what its symbols stand for. `tenant` is for admins only."""
         return await asyncio.to_thread(_session, krunch(), session, _owner(caller, tenant))
 
-    @router.delete("/sessions/{session:path}")
+    @router.delete("/sessions/{session:any}")
     async def forget(session: str, caller: Caller, tenant: str | None = None) -> dict[str, Any]:
         """Forget a session: history, statistics, what was sent before, in all workers."""
         return await asyncio.to_thread(_forget, krunch(), session, _owner(caller, tenant))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -39,6 +41,20 @@ def test_any_string_is_a_session(text: str) -> None:
     assert session(headers={"x-session-id": in_header}) == text
     # What LiteLLM copies from the header into the body is the header's.
     assert session(headers={"x-litellm-session-id": in_header}, litellm_session_id=in_header) == text
+
+
+@patient
+@given(st.text(min_size=1, max_size=MAX_SESSION) | st.text(" \t\n%ä", min_size=1, max_size=9))
+def test_any_session_can_be_told_in_a_header(text: str) -> None:
+    """It is printable ASCII without blanks at its ends, which servers refuse, and says which session it was."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return
+    told = identify({"litellm_session_id": text}, KEY).header
+
+    assert unquote(told) == text
+    assert re.fullmatch("[!-~](?:[ -~]*[!-~])?", told)
 
 
 @pytest.mark.parametrize("bad", ["", "x" * (MAX_SESSION + 1), "\ud800", None, True, 1.5, ["a"], {"a": 1}])

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
 
 import httpx
 import pytest
@@ -150,6 +151,22 @@ def test_a_session_is_shown_and_forgotten(proxy: Proxy, session: str) -> None:
         assert client.delete(path).status_code == 200
         assert [client.get(path).status_code, client.delete(path).status_code] == [404, 404]
     assert counts(proxy, key)[0] == 0
+
+
+def test_a_session_is_told_from_another_by_each_of_its_characters(proxy: Proxy) -> None:
+    """Newlines and blanks at the ends count, in the path too: no other session is shown, or forgotten in its place."""
+    key, ids = "sk-user-blank", ["n", "n\n", "\nn", " n ", "n\nm"]
+    paths = {session: f"/v1/compression/sessions/{quote(session, safe='')}" for session in ids}
+    for session in ids:
+        answer = proxy.chat(key, messages=QUESTION, metadata={"session_id": session})
+        assert (answer.status_code, unquote(answer.headers["x-krunch-session"])) == (200, session)
+    proxy.eventually(lambda: counts(proxy, key), (len(ids), len(ids)))
+    with proxy.client(key) as client:
+        assert [client.get(paths[session]).json().get("session") for session in ids] == ids
+        for place, session in enumerate(ids):
+            assert client.delete(paths[session]).json()["session"] == session
+            left = [client.get(paths[other]).status_code for other in ids]
+            assert left == [404 if at <= place else 200 for at in range(len(ids))]
 
 
 def test_ids_that_cannot_be_sessions_are_ignored_and_counted(proxy: Proxy) -> None:

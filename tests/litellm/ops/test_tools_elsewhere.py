@@ -80,6 +80,7 @@ def test_a_tool_that_litellm_runs_gets_plain_words(
     [
         ("/v1/responses", {"tools": [{"type": "mcp", "server_label": "s", "server_url": "https://example.com/mcp"}]}),
         ("/v1/responses", {"tools": [{"type": "code_interpreter", "container": {"type": "auto"}}]}),
+        ("/v1/responses", {"tools": [{"type": "image_generation"}]}),
         ("/v1/responses", {"tools": [{"type": "shell", "environment": {"type": "container_auto"}}]}),
         ("/v1/messages", {"tools": [{"type": "code_execution_20250825", "name": "code_execution"}]}),
         ("/v1/messages", {"mcp_servers": [{"type": "url", "url": "https://example.com/mcp", "name": "s"}]}),

@@ -198,6 +198,9 @@ def test_upstream_errors_reach_the_client_as_they_are(
     assert ours.status_code == plain.status_code == 429
     assert "slow down" in ours.text
     assert len(ours.json()) == len(plain.json())
+    if protocol != "messages":  # for its errors LiteLLM asks nobody which headers they should have
+        assert ours.headers["x-krunch-reason"] == "compressed"
+        assert int(ours.headers["x-krunch-tokens-after"]) < int(ours.headers["x-krunch-tokens-before"])
 
 
 def test_requests_that_make_no_sense_fail_as_they_do_without_krunch(proxy: Proxy, model: Model) -> None:
