@@ -45,7 +45,7 @@ class Answer:
         break_after: in a stream, how many chunks are sent before the connection is cut; None: it ends as it should.
         error_after: in a stream, how many chunks are sent before one that tells of an error, in the protocol's way.
         status: HTTP status; one of 400 and above answers with an error that holds `text`.
-        cached_tokens: how many of a chat request's tokens the usage says were read from the cache.
+        cached_tokens: how many of the request's tokens the usage says were read from the cache.
         raw: a body that is sent as it is instead of all this, as a stream if one is asked for.
     """
 

@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 def whole(body: Mapping[str, Any], answers: Sequence[Answer], number: int) -> dict[str, Any]:
     """A plain reply."""
-    prompt, reply = _tokens(body, answers)
+    prompt, reply = _usage(body, answers)
     return {
         **_envelope(body, number),
         "content": _blocks(answers[0]),
         "stop_reason": _stop_reason(answers[0]),
-        "usage": {"input_tokens": prompt, "output_tokens": reply},
+        "usage": {**prompt, "output_tokens": reply},
     }
 
 
 def events(body: Mapping[str, Any], answers: Sequence[Answer], number: int) -> Iterator[dict[str, Any]]:
     """The events of a streamed reply."""
     answer = answers[0]
-    prompt, reply = _tokens(body, answers)
-    usage = {"input_tokens": prompt, "output_tokens": 1}
+    prompt, reply = _usage(body, answers)
+    usage = {**prompt, "output_tokens": 1}
     yield {"type": "message_start", "message": {**_envelope(body, number), "content": [], "usage": usage}}
     yield {"type": "ping"}
     sizes = cycle(answer.pieces)
@@ -119,6 +119,13 @@ def _stop_reason(answer: Answer) -> str:
     if answer.refusal is not None:
         return "refusal"
     return "tool_use" if answer.tool_calls else "end_turn"
+
+
+def _usage(body: Mapping[str, Any], answers: Sequence[Answer]) -> tuple[dict[str, int], int]:
+    """What is told of the prompt, where tokens from the cache are counted apart, and the tokens of the reply."""
+    prompt, reply = _tokens(body, answers)
+    cached = min(answers[0].cached_tokens, prompt)
+    return {"input_tokens": prompt - cached, **({"cache_read_input_tokens": cached} if cached else {})}, reply
 
 
 def _tokens(body: Mapping[str, Any], answers: Sequence[Answer]) -> tuple[int, int]:

@@ -153,7 +153,7 @@ def _usage(body: Mapping[str, Any], answers: Sequence[Answer]) -> dict[str, Any]
     prompt, reply = count_tokens(body, [text_of(body.get("instructions")), *texts], answers)
     return {
         "input_tokens": prompt,
-        "input_tokens_details": {"cached_tokens": 0},
+        "input_tokens_details": {"cached_tokens": min(answers[0].cached_tokens, prompt)},
         "output_tokens": reply,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": prompt + reply,

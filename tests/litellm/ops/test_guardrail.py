@@ -11,6 +11,17 @@ import pytest
 
 from krunch_plugins import restore
 from krunch_plugins.upstream import Answer
+from tests.litellm.proxy.conftest import (
+    ENDPOINTS,
+    PROTOCOLS,
+    definitions,
+    expanded,
+    request,
+    said,
+    story,
+    streamed,
+    text,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,6 +53,29 @@ def test_a_guardrail_between_ours_sees_plain_words(guarded: Proxy, model_server:
     assert restore(sent) == QUESTION
     assert "the harbour of the warehouse was closed" in said
     assert seen(guarded) == [("request", QUESTION), ("reply", said)]
+
+
+@PROTOCOLS
+@pytest.mark.parametrize("stream", [False, True])
+def test_replies_are_expanded_in_every_protocol(
+    guarded: Proxy, answers: dict[str, Any], protocol: str, *, stream: bool
+) -> None:
+    """As a guardrail, too, Krunch puts each symbol of a reply into plain words, in whichever protocol."""
+    symbols: dict[str, str] = {}
+
+    def answer(body: dict[str, Any]) -> Answer:
+        symbols.update(definitions(body))
+        return Answer(said(symbols))
+
+    question = story()
+    answers[question] = answer
+    model = "claude" if protocol == "messages" else "gpt-4o"
+    body = request(protocol, question, model, stream=stream, guardrails=["krunch-expand", "krunch-compress"])
+    with guarded.client(x_session_id=f"{protocol} {stream}") as client:
+        reply = client.post(ENDPOINTS[protocol], json=body)
+
+    assert len(symbols) > 0
+    assert (streamed(protocol, reply)[0] if stream else text(protocol, reply)) == expanded(said(symbols), symbols)
 
 
 @pytest.mark.parametrize("streamed", [False, True])

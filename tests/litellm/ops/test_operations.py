@@ -14,11 +14,11 @@ import httpx
 import pytest
 
 from krunch_plugins.upstream import Answer
+from tests.litellm.proxy.conftest import ENDPOINTS, request
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from krunch_plugins.upstream import Upstream
     from tests.litellm.ops.conftest import Proxy
 
 STORY = "; ".join(
@@ -90,16 +90,20 @@ def test_statistics_are_those_of_all_workers(proxy: Proxy) -> None:
     assert ours["errors"] == []
 
 
+@pytest.mark.parametrize(
+    ("protocol", "model"), [("chat", "gpt-4o"), ("chat", "claude"), ("messages", "claude"), ("responses", "gpt-4o")]
+)
 def test_cache_hits_are_told_as_the_provider_reports_them(
-    proxy: Proxy, answers: dict[str, Any], model_server: Upstream
+    proxy: Proxy, answers: dict[str, Any], protocol: str, model: str
 ) -> None:
     """What the provider says it has read from its cache is in the statistics, whole and streamed."""
-    key = "sk-user-usage"
+    key = f"sk-user-usage-{protocol}-{model}"
     answers["How many?"] = Answer("Many.", cached_tokens=2)
     for streamed in (False, True):
-        asked = [{"role": "user", "content": "How many?"}]
-        options: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}} if streamed else {}
-        assert proxy.chat(key, messages=asked, **options).status_code == 200
+        told = {"stream_options": {"include_usage": True}} if streamed and protocol == "chat" else {}
+        body = request(protocol, "How many?", model, stream=streamed, **told)
+        with proxy.client(key, x_session_id=f"usage {streamed}") as client:
+            client.post(ENDPOINTS[protocol], json=body).raise_for_status()
     proxy.eventually(lambda: proxy.stats(key)["krunch"]["totals"]["replies"], 2)
 
     assert proxy.stats(key)["krunch"]["totals"]["provider"] == {

@@ -278,6 +278,7 @@ def config(server: Upstream, **settings: Any) -> dict[str, Any]:
     deployments = {
         "gpt": {"model": "openai/gpt-4o", "api_base": server.url, "api_key": "none"},
         "claude": {"model": "anthropic/claude-sonnet-4-5", "api_base": server.root, "api_key": "none"},
+        "bridge": {"model": "openai/responses/gpt-4o", "api_base": server.url, "api_key": "none"},
         "plain": {"model": "openai/gpt-4o", "api_base": server.url, "api_key": "none"},
         "text": {"model": "text-completion-openai/gpt-3.5-turbo-instruct", "api_base": server.url, "api_key": "none"},
         "vectors": {"model": "openai/text-embedding-3-small", "api_base": server.url, "api_key": "none"},

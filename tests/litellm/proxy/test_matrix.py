@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -118,8 +119,7 @@ CLIENTS = {"chat": chat, "messages": messages, "responses": responses}
 
 @pytest.mark.parametrize("kind", ["text", "tools", "structured", "multimodal"])
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
-@pytest.mark.parametrize("backend", ["gpt", "claude"])
-@pytest.mark.parametrize("protocol", CLIENTS)
+@pytest.mark.parametrize(("protocol", "backend"), [*product(CLIENTS, ("gpt", "claude")), ("chat", "bridge")])
 def test_requests_are_smaller_and_replies_exact(
     proxy: Proxy, upstream: Upstream, model: Model, protocol: str, backend: str, kind: str, *, stream: bool
 ) -> None:
@@ -140,6 +140,7 @@ def test_requests_are_smaller_and_replies_exact(
     text, calls = CLIENTS[protocol](proxy, backend, question, kind, stream=stream)
 
     (body,) = upstream.requests
+    assert backend != "bridge" or upstream.received[0].path == "/v1/responses"
     assert {"cache", "metadata", "litellm_metadata", "krunch"}.isdisjoint(body)
     meant = expanded(said(model.symbols), model.symbols)
     assert question in restored(body)

@@ -129,21 +129,23 @@ def test_what_krunch_does_not_know_passes_through(
     assert told == [(404, False)] * 2  # the model server does not know them either
 
 
+@PROTOCOLS
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_response_cache_is_the_sessions_own(
-    proxy: Proxy, upstream: Upstream, model: Model, *, stream: bool
+    proxy: Proxy, upstream: Upstream, model: Model, protocol: str, *, stream: bool
 ) -> None:
     """LiteLLM's cache answers the same request in the same session, exactly, and no other session's or key's."""
-    body = request("chat", story(), cache={"use-cache": True}, stream=stream)
+    backend = "claude" if protocol == "messages" else "gpt"
+    body = request(protocol, story(), backend, cache={"use-cache": True}, stream=stream)
 
     def ask(key: str, session: str) -> str:
         with proxy.http(key, x_session_id=session) as client:
-            answer = client.post(ENDPOINTS["chat"], json=body)
-        time.sleep(0.2)  # LiteLLM writes its cache in the background
-        return streamed("chat", answer)[0] if stream else text("chat", answer)
+            answer = client.post(ENDPOINTS[protocol], json=body)
+        return streamed(protocol, answer)[0] if stream else text(protocol, answer)
 
     told, asked = [ask("sk-one", "cache-1")], 0
-    while asked < len(upstream.requests) < 50:  # until it is written
+    while asked < len(upstream.requests) < 50:  # LiteLLM writes its cache in the background
+        time.sleep(0.1)
         asked = len(upstream.requests)
         told.append(ask("sk-one", "cache-1"))
     first = told.pop()

@@ -352,6 +352,21 @@ def test_what_is_forgotten_is_not_remembered_for_responses(proxy: Proxy, model: 
     assert (again[1] == before[1]) == (way == "forget")
 
 
+def test_a_chain_is_its_keys_own(proxy: Proxy, model: Model) -> None:
+    """Another key that goes on from a response, or fetches it, gets its symbols as they are and no word of the text."""
+    model.answer = lambda body, symbols: Answer("¤1 ¤2 ¤3")
+    with proxy.openai(x_session_id="owned") as client:
+        mine = client.responses.create(model="gpt", input=story())
+        assert client.responses.retrieve(mine.id).output_text == mine.output_text == model.plain("¤1 ¤2 ¤3")
+    assert "warehouse" in mine.output_text
+
+    for headers in ({"x_session_id": "owned"}, {}):
+        with proxy.openai("sk-two", **headers) as client:
+            after = client.responses.create(model="gpt", input="And?", previous_response_id=mine.id)
+            again = client.responses.retrieve(mine.id)
+        assert (after.output_text, again.output_text) == ("¤1 ¤2 ¤3", "¤1 ¤2 ¤3")
+
+
 def test_what_is_answered_later_or_held_elsewhere_defines_nothing(
     proxy: Proxy, upstream: Upstream, model: Model
 ) -> None:
