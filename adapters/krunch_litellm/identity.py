@@ -1,6 +1,7 @@
 """Whose request it is: the session that the client names, and the tenant that its key stands for.
 
-A client names its session in any of these ways; the first that says something counts:
+A client names its session in any of these ways; the first that says something counts, as far as LiteLLM has left it: of
+3 to 5 it puts one in the place of another, and a trace id in the place of 3.
 
 1. the header `X-Session-ID`;
 2. the header `x-litellm-session-id`;

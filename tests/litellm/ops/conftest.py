@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from ports import free_port
 
 from krunch_plugins import Krunch, Settings, restore
 from krunch_plugins.upstream import Answer, Upstream
@@ -56,14 +55,6 @@ def definitions(body: dict[str, Any]) -> dict[str, str]:
     with Krunch(Settings()) as reader:
         exchange = reader.prepare(restore(body["messages"]), model="gpt-4o", tools=body.get("tools"))
     return dict(exchange.symbols) if exchange.messages == body["messages"] else {}
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody has, below those that the system gives to whoever asks for any."""
-    while True:
-        with socket.socket() as one, contextlib.suppress(OSError):
-            one.bind(("127.0.0.1", port := random.randrange(20_000, 32_000)))
-            return port
 
 
 class Proxy:

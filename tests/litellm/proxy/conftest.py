@@ -8,7 +8,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import anthropic
 import httpx
 import openai
 import pytest
+from ports import free_port
 
 from krunch_plugins import Krunch, Settings, restore
 from krunch_plugins.upstream import Answer, ToolCall, Upstream
@@ -176,9 +176,7 @@ class Proxy:
     """
 
     def __init__(self, config: Mapping[str, Any], folder: Path, environment: Mapping[str, str]) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.folder = folder
         self._log = folder / "log"
