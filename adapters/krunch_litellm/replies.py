@@ -11,6 +11,7 @@ from litellm.types.utils import Message, ModelResponse
 
 from krunch_litellm.chunks import ExpandedChunks
 from krunch_litellm.wire.offsets import with_offsets_right
+from krunch_litellm.wire.thoughts import with_thoughts_expanded
 from krunch_plugins import abandoned
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def finish(exchange: Exchange, response: ModelResponse) -> ModelResponse:
     """
     _note_usage(exchange, response)
     given = _messages(response)
-    messages = [exchange.finish(message, choice=index) for index, message in given]
+    texts = exchange.texts()
+    messages = [exchange.finish(with_thoughts_expanded(message, texts), choice=index) for index, message in given]
     return _with_messages(response, given, _annotated(messages, given, exchange))
 
 
@@ -61,7 +63,10 @@ async def aexpanded(exchange: Exchange, response: ModelResponse, *, first: int =
         first: the number that the hooks are given for its first choice.
     """
     given = _messages(response)
-    messages = [await exchange.afinish(message, choice=first + index) for index, message in given]
+    texts = exchange.texts()
+    messages = [
+        await exchange.afinish(with_thoughts_expanded(message, texts), choice=first + index) for index, message in given
+    ]
     return _with_messages(response, given, _annotated(messages, given, exchange))
 
 

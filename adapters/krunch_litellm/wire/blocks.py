@@ -6,6 +6,8 @@ import json
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from krunch_litellm.wire.thoughts import in_plain_words
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -104,17 +106,7 @@ def beside_expanded(block: Block, texts: TextExpander) -> Block:
     """Thinking that nobody has signed, or a call of the provider's own tools, expanded; another block as it is."""
     kind = block.get("type")
     if kind == "thinking" and not block.get("signature") and isinstance(block.get("thinking"), str):
-        return {**block, "thinking": _plain(block["thinking"], texts)}
+        return {**block, "thinking": in_plain_words(block["thinking"], texts)}
     if kind in _OWN_TOOLS and "input" in block:
-        return {**block, "input": _plain(block["input"], texts)}
+        return {**block, "input": in_plain_words(block["input"], texts)}
     return block
-
-
-def _plain(value: Any, texts: TextExpander) -> Any:  # noqa: ANN401 - whatever JSON holds
-    """A value with all of its texts expanded."""
-    if isinstance(value, str):
-        window = texts.open()
-        return window.feed(value) + window.end()
-    if isinstance(value, list):
-        return [_plain(item, texts) for item in value]
-    return {key: _plain(item, texts) for key, item in value.items()} if isinstance(value, dict) else value

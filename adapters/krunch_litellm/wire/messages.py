@@ -9,6 +9,7 @@ from krunch_litellm.wire.blocks import beside_expanded, from_chat, joined, to_ch
 from krunch_litellm.wire.fields import as_usage
 from krunch_litellm.wire.messages_stream import MessagesStream
 from krunch_litellm.wire.places import sources
+from krunch_litellm.wire.thoughts import in_plain_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -83,7 +84,10 @@ class MessagesWire:
         blocks = [beside_expanded(block, texts) for block in blocks]
         given = to_chat("assistant", blocks)
         message = await exchange.afinish(given)
-        return {**reply, "content": with_content(blocks, given, message)}
+        told = {**reply, "content": with_content(blocks, given, message)}
+        if reply.get("stop_details"):  # what a refusal says of itself
+            told["stop_details"] = in_plain_words(reply["stop_details"], texts)
+        return told
 
     def as_message(self, reply: object) -> None:
         """None: no request goes on from a reply by its id."""

@@ -11,6 +11,7 @@ from krunch_litellm.wire.blocks import to_chat
 from krunch_litellm.wire.fields import as_usage
 from krunch_litellm.wire.reasoning import ReasoningText, UnchangedText, held_by
 from krunch_litellm.wire.sse import EventReader, encode
+from krunch_litellm.wire.thoughts import in_plain_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -126,7 +127,8 @@ class MessagesStream:
             return _before(rest, data)
         elif kind in _ENDS:
             self._note_usage(data.get("usage"))
-            return _before(self._flush(), data)
+            told = self._told(data)
+            return [*self._flush(), told] if told is not data else _before(self._flush(), data)
         return None
 
     def _delta(self, data: Data, block: _Block) -> list[Data] | None:
@@ -139,6 +141,15 @@ class MessagesStream:
             return None
         out = block.feed(delta["type"], delta[field])
         return None if out == delta[field] else [{**data, "delta": {**delta, field: out}}]
+
+    def _told(self, data: Data) -> Data:
+        """The event itself, or one in which what a refusal says of itself is expanded."""
+        delta = data.get("delta")
+        details = delta.get("stop_details") if isinstance(delta, dict) else None
+        if not details or self._broken:
+            return data
+        plain = in_plain_words(details, self._texts)
+        return data if plain == details else {**data, "delta": {**data["delta"], "stop_details": plain}}
 
     def _flush(self) -> list[Data]:
         return [data for index, block in sorted(self._open_blocks.items()) for data in block.end(index)]

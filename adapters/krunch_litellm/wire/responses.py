@@ -9,6 +9,7 @@ from krunch_litellm.wire.items import Group, groups, new_items, reply_message, s
 from krunch_litellm.wire.offsets import put_offsets_right
 from krunch_litellm.wire.places import sources
 from krunch_litellm.wire.responses_stream import ResponsesStream
+from krunch_litellm.wire.thoughts import with_copies_expanded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -89,6 +90,9 @@ class ResponsesWire:
         for slot in found:
             if slot.kind == "text":
                 put_offsets_right(slot.holder, wire[id(slot.holder)], texts, json_text=exchange.json_reply)
+        copies = get(result, "provider_specific_fields")
+        if isinstance(copies, dict):
+            put(result, "provider_specific_fields", with_copies_expanded(copies, texts))
         self._echo(result)
         return result
 

@@ -12,7 +12,7 @@ from krunch_litellm.wire.offsets import Offsets, move, put_offsets_right
 from krunch_litellm.wire.reasoning import ReasoningText, UnchangedText, held_by
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from krunch_litellm.wire.items import Slot
     from krunch_plugins import Exchange
@@ -224,8 +224,21 @@ class ResponsesStream:
         result = twin(event)
         self.reply = get(result, "response")
         self._expand_slots(slots(items(self.reply, "output")))
+        self._agree(items(self.reply, "output"))
         self._echo(self.reply)
         return result
+
+    def _agree(self, output: Sequence[Any]) -> None:
+        """Have reasoning say what it said before, which was taken for unsigned: LiteLLM may tell so only here.
+
+        What the provider is handed back it reads from what is encrypted, which stays.
+        """
+        for index, item in enumerate(output):
+            sealed, before = get(item, "encrypted_content"), self._done.get(index)
+            if sealed and before is not None and not get(before, "encrypted_content"):
+                put(item, "encrypted_content", None)
+                self._expand_slots(slots([item]))
+                put(item, "encrypted_content", sealed)
 
     def _expand_slots(self, found: Iterable[Slot]) -> None:
         families = {"text": "output_text", "arguments": "function_call_arguments", "json": "mcp_call_arguments"}
