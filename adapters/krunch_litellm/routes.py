@@ -24,7 +24,7 @@ from litellm.proxy.auth.user_api_key_auth import user_api_key_auth
 from starlette.convertors import Convertor, register_url_convertor
 
 from krunch_litellm import legends, telemetry
-from krunch_litellm.figures import Reset
+from krunch_litellm.figures import SERIES, Reset
 from krunch_litellm.identity import is_session, tenant_of
 from krunch_plugins import Krunch, KrunchError, load_tokenizer
 
@@ -40,6 +40,7 @@ ROUTES = (f"{PREFIX}/stats", f"{PREFIX}/reset", f"{PREFIX}/sessions/*")
 
 _SESSIONS, _SERIES = 100, 20
 """Sessions that the statistics list, the last used first, and requests of each; one session's own page has more."""
+_CONVERSATION_KB, _REQUEST_KB = 2.0, 0.4
 _STEADY = 0.01
 """Net efficiencies that differ by no more are a stable trend; the monitor of `krunch_plugins` has the same bound."""
 
@@ -157,8 +158,8 @@ def _stats(krunch: Krunch, tenant: str | None) -> dict[str, Any]:
     telemetry.heed(krunch)
     shared.flush()
     summary = shared.figures.summary(tenant, series=_SESSIONS)
-    memory_kb = summary.memory_kb if tenant is None else telemetry.memory_kb_of(krunch, tenant)
     conversations = summary.conversations
+    memory_kb = summary.memory_kb if tenant is None else _statistics_kb(conversations)
     settings = krunch.settings
     return {
         "conversation_compression": {
@@ -187,6 +188,12 @@ def _stats(krunch: Krunch, tenant: str | None) -> dict[str, Any]:
     }
 
 
+def _statistics_kb(conversations: Sequence[Mapping[str, Any]]) -> float:
+    """KiB of a key's statistics, estimated from what all workers share; what was sent before is held for all keys."""
+    requests = sum(min(int(one["requests"]), SERIES) for one in conversations)
+    return _CONVERSATION_KB * len(conversations) + _REQUEST_KB * requests
+
+
 def _reset(krunch: Krunch, tenant: str | None) -> None:
     telemetry.workers(krunch).reset(tenant)
     telemetry.forget(Reset(tenant, None))
@@ -208,7 +215,7 @@ def _session(krunch: Krunch, session: str, tenant: str | None) -> dict[str, Any]
             "trend": _trend([_net(one) for one in series[-window:]]),
             "net_efficiency": _net(series[-1]) if series else 0.0,
         },
-        "legend": _legend(krunch, session, owner, str(figures.get("model", ""))),
+        "legend": _legend(krunch, session, owner, str(figures.get("model", "")), series),
         **(_conversation(figures, series) if counted else {}),
         "timestamp": _now(),
     }
@@ -248,17 +255,27 @@ def _find(krunch: Krunch, session: str, tenant: str | None) -> str:
     return owners.pop()
 
 
-def _legend(krunch: Krunch, session: str, tenant: str, model: str) -> dict[str, str] | None:
-    """What the session's symbols stand for; None if no worker that could tell is asked and nothing is recorded."""
+def _legend(
+    krunch: Krunch, session: str, tenant: str, model: str, series: Sequence[Mapping[str, Any]]
+) -> dict[str, str] | None:
+    """What the session's symbols stand for; None if the worker that is asked does not know.
+
+    That is the case where another one has sent the session and nothing is recorded, or what it defined does not follow
+    from the history alone: with settings for a model, team or key, with tools, or behind a window.
+    """
     known = legends.get(tenant, session)
     if known is not None:
         return dict(known)
-    if krunch.store is None or not model:
+    if krunch.store is None or not model or not series:
         return None
-    # Another worker has sent it. What it defined follows from the history, which is here.
-    turns = krunch.store.turns(session, tenant=tenant)
+    messages = [turn.message for turn in krunch.store.turns(session, tenant=tenant)]
+    while messages and messages[-1].get("role") == "assistant":  # the reply to the last request
+        messages.pop()
     with Krunch(krunch.settings.model_copy(update={"home": None, "mode": "on"})) as reader:
-        exchange = reader.prepare([turn.message for turn in turns], model=model, session=session, tenant=tenant)
+        exchange = reader.prepare(messages, model=model, session=session, tenant=tenant)
+        report, last = exchange.report, series[-1]
+        if (report.tokens_before, report.tokens_after) != (last["tokens_before"], last["tokens_after"]):
+            return None
         return dict(exchange.symbols)
 
 

@@ -78,11 +78,6 @@ def memory_kb() -> float:
     return sum(krunch.stats().memory_usage_kb for krunch in tuple(_serving)) + chains.memory_kb() + legends.memory_kb()
 
 
-def memory_kb_of(krunch: Krunch, tenant: str) -> float:
-    """What this worker holds for one tenant, KiB, estimated; the memo, which tenants share, is not counted."""
-    return krunch.stats(tenant=tenant).memory_usage_kb + chains.memory_kb(tenant) + legends.memory_kb(tenant)
-
-
 @_quietly
 def heed(krunch: Krunch) -> None:
     """Forget what was reset or forgotten in another worker since the last call. May wait for the disk."""

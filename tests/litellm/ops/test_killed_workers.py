@@ -60,10 +60,14 @@ def killed(
     """Both workers of a proxy were killed while one of them sent a stream."""
     answers["Slowly?"], answers["And now?"] = Answer(LONG), Answer(TEXT)
     folder = tmp_path_factory.mktemp("killed")
-    running = start_proxy(folder, {"KRUNCH_HOME": str(folder / "home")}, "--workers", "2")
+    settings = {"krunch": {"models": {"claude": {"profile": "dense"}}}}
+    home = {"KRUNCH_HOME": str(folder / "home")}
+    running = start_proxy(folder, home, "--workers", "2", litellm_settings=settings)
     try:
+        running.text(session="dense", model="claude", messages=LATER)
         running.text(session="same", messages=LATER)
         sent = model_server.requests[-1]["messages"]
+        running.eventually(lambda: running.stats()["krunch"]["totals"]["requests"], 2)
         body = {"model": "gpt-4o", "messages": _asking("Slowly?"), "stream": True}
         heard, workers = "", set(running.children())
         with running.client(KEY, x_session_id="killed") as client:
@@ -120,6 +124,19 @@ def test_the_client_sees_its_connection_break_and_new_workers_serve_the_session(
     with killed.proxy.client(KEY) as client:
         shown = client.get("/v1/compression/sessions/killed").raise_for_status().json()
     assert shown["recorded"]
+
+
+def test_a_legend_is_told_from_the_history_only_where_it_follows_from_it(killed: Killed) -> None:
+    """Workers that come next find what symbols meant in the store; for a model with settings of its own they do not."""
+    _served(killed.proxy, KEY, session="other", messages=_asking("And now?"))
+    with killed.proxy.client() as client:
+        same, dense = (client.get(f"/v1/compression/sessions/{name}").raise_for_status() for name in ("same", "dense"))
+
+    assert same.json()["legend"]
+    assert all(symbol in str(killed.sent) for symbol in same.json()["legend"])
+    assert all(meaning in str(LATER) for meaning in same.json()["legend"].values())
+    assert dense.json()["symbols"] > 0
+    assert dense.json()["legend"] is None
 
 
 def test_workers_that_know_nothing_send_the_same_bytes_and_forget_for_all(

@@ -64,6 +64,10 @@ def test_statistics_are_those_of_all_workers(proxy: Proxy) -> None:
     answers = [proxy.stats(key) for _ in range(6)]
 
     told = answers[0]
+    shown = told["conversation_compression"]["stats"]
+    assert shown["avg_turns_per_conversation"] == 8
+    assert shown["symbols_in_use"] == told["krunch"]["sessions"][0]["symbols"] > 0
+    assert 1 < shown["memory_usage_kb"] < 100
     assert {str(answer["conversation_compression"]["stats"]) for answer in answers} == {
         str(told["conversation_compression"]["stats"])
     }
