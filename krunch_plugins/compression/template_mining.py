@@ -125,6 +125,7 @@ class _Miner:
         self.lines = lines
         self._count = count
         self._tokens: dict[str, int] = {}
+        self._laid_out: dict[int, _Candidate | None] = {}
 
     def _words(self) -> list[_Word]:
         """The words that forms are grown from."""
@@ -177,7 +178,9 @@ class _Miner:
             size = _Size(rows.bit_count(), (rows & ~(rows << 1)).bit_count())
             if size.rows * (min(len(chosen), weight) + 1) - size.marks < MIN_GAIN + weight:
                 continue
-            found = self._lay_out(rows, chosen, size)
+            if rows not in self._laid_out:  # other words lead to the same lines, and those have the same words in common
+                self._laid_out[rows] = self._lay_out(rows, chosen, size)
+            found = self._laid_out[rows]
             if found is not None and (best is None or found.gain > best.gain):
                 best, most = found, score
 
@@ -269,7 +272,7 @@ def _constants(sample: list[Line], chosen: list[str]) -> list[str]:
     for word in chosen:
         places = [line.find(word) for line in sample]
         at = bisect(spans[0], places[0])
-        if all(place >= 0 and bisect(span, place) == at for place, span in zip(places, spans, strict=True)):
+        if min(places) >= 0 and all(bisect(span, place) == at for place, span in zip(places, spans, strict=True)):
             order.insert(at, bare(word))
             for place, span in zip(places, spans, strict=True):
                 span.insert(at, place)
