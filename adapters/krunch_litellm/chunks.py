@@ -9,6 +9,7 @@ from litellm.types.utils import Delta, ModelResponseStream, StreamingChoices
 from pydantic import BaseModel
 
 from krunch_litellm.wire.offsets import StreamedOffsets
+from krunch_litellm.wire.thoughts_stream import StreamedThoughts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -33,7 +34,7 @@ class ExpandedChunks:
         self.usage: Mapping[str, Any] | None = None
         self._expander = exchange.stream()
         self._passes = self._expander.passes
-        self._offsets = StreamedOffsets(exchange)
+        self._offsets, self._thoughts = StreamedOffsets(exchange), StreamedThoughts(exchange)
         self._failed, self._broken = failed, False
         self._last: Any = None
 
@@ -43,6 +44,7 @@ class ExpandedChunks:
             self._note_usage(chunk)
             return [chunk]
         held: list[dict[str, Any]] = []
+        thoughts: Callable[[], list[dict[str, Any]]] | None = None
         try:
             simple = _Simple.of(chunk)
             if simple is not None:
@@ -51,30 +53,30 @@ class ExpandedChunks:
                 if self._passes(choice, content):
                     self._last = chunk
                     return [chunk]
-            held = self._expander.held()
+            held, thoughts = self._expander.held(), self._thoughts.held()
             out = self._expanded(chunk) if simple is None else self._simply_expanded(chunk, simple)
         except Exception as error:  # noqa: BLE001 - ours, never the caller's: what the model wrote goes through
             self._broken = True
             self._failed(error)
             self._note_usage(chunk)
-            out = [*self._like_last(held), chunk]
+            out = [*self._like_last([*held, *(thoughts or self._thoughts.held())()]), chunk]
         self._last = chunk
         return out
 
     def flush(self, *, partial: bool) -> list[Any]:
         """The stream is at its end: what was held back; the hooks run."""
         rest = self._expander.flush(partial=partial or self._broken)
-        return [] if self._broken else self._like_last(rest)
+        return [] if self._broken else self._like_last([*rest, *self._thoughts.flush()])
 
     async def aflush(self, *, partial: bool) -> list[Any]:
         """`flush`, off the event loop where the hooks may take long."""
         rest = await self._expander.aflush(partial=partial or self._broken)
-        return [] if self._broken else self._like_last(rest)
+        return [] if self._broken else self._like_last([*rest, *self._thoughts.flush()])
 
     def _expanded(self, chunk: Any) -> list[Any]:  # noqa: ANN401 - a ModelResponseStream
         given = chunk.model_dump()
         self.usage = given.get("usage") or self.usage
-        ready = [self._offsets.put_right(given, out) for out in self._expander.feed(given)]
+        ready = [self._thoughts.put_right(self._offsets.put_right(given, out)) for out in self._expander.feed(given)]
         return [chunk if out == given else _chunk_like(chunk, out) for out in ready]
 
     def _simply_expanded(self, chunk: Any, simple: _Simple) -> list[Any]:  # noqa: ANN401 - a ModelResponseStream

@@ -178,7 +178,7 @@ class _Miner:
             size = _Size(rows.bit_count(), (rows & ~(rows << 1)).bit_count())
             if size.rows * (min(len(chosen), weight) + 1) - size.marks < MIN_GAIN + weight:
                 continue
-            if rows not in self._laid_out:  # other words lead to the same lines, and those have the same words in common
+            if rows not in self._laid_out:  # other words lead to the same lines, which have the same words in common
                 self._laid_out[rows] = self._lay_out(rows, chosen, size)
             found = self._laid_out[rows]
             if found is not None and (best is None or found.gain > best.gain):

@@ -51,6 +51,23 @@ def test_chat(kind: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("piece", FAILING)
 @pytest.mark.parametrize("kind", ["expander", "window"])
+def test_thinking_in_chat(kind: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks beside the text, which are held back from their first symbol on, go out as they came."""
+    with faulty(kind, piece, monkeypatch) as krunch:
+        exchange = krunch.asked()
+        blocks = [{"type": "thinking", "thinking": text, "index": 0} for text in pieces_of(exchange)]
+        chunks = [
+            ModelResponseStream(choices=[StreamingChoices(index=0, delta=Delta(thinking_blocks=[block]))])
+            for block in blocks
+        ]
+        out = _all(ChatWire({}, MESSAGES).stream(exchange), chunks)
+
+        told = [block for chunk in out for block in chunk.choices[0].delta.thinking_blocks]
+        assert "".join(block["thinking"] for block in told) == "".join(pieces_of(exchange))
+
+
+@pytest.mark.parametrize("piece", FAILING)
+@pytest.mark.parametrize("kind", ["expander", "window"])
 def test_messages(kind: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Anthropic's events likewise; the hooks see what the client got."""
     with faulty(kind, piece, monkeypatch) as krunch:

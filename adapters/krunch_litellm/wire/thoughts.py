@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from krunch_plugins.exchange import TextExpander
     from krunch_plugins.turns import Message
 
-_CARRIERS = ("thinking_blocks", "reasoning_details", "reasoning_items")
-_COPIES = "provider_specific_fields"
+CARRIERS = ("thinking_blocks", "reasoning_details", "reasoning_items")
+COPIES = "provider_specific_fields"
 _SEALS = ("signature", "encrypted_content", "data")
-_TEXTS = frozenset({"thinking", "text", "summary", "content", "reasoning", "reasoning_content"})
+TEXTS = frozenset({"thinking", "text", "summary", "content", "reasoning", "reasoning_content"})
 
 
 def with_thoughts_expanded(message: Message, texts: TextExpander) -> Message:
     """A message whose reasoning is expanded wherever nobody has signed it; itself if there is none."""
-    changed = {name: _expanded(message[name], texts) for name in _CARRIERS if message.get(name)}
-    copies = message.get(_COPIES)
+    changed = {name: expanded_unless_sealed(message[name], texts) for name in CARRIERS if message.get(name)}
+    copies = message.get(COPIES)
     if isinstance(copies, dict) and copies:
-        changed[_COPIES] = with_copies_expanded(copies, texts)
+        changed[COPIES] = with_copies_expanded(copies, texts)
     return {**message, **changed} if changed else message
 
 
@@ -33,9 +33,9 @@ def with_copies_expanded(copies: Mapping[str, Any], texts: TextExpander) -> dict
     """What LiteLLM hands on in `provider_specific_fields`, with its reasoning expanded likewise."""
     told = dict(copies)
     for name, value in copies.items():
-        if name in _CARRIERS:
-            told[name] = _expanded(value, texts)
-        elif name in _TEXTS and isinstance(value, str):
+        if name in CARRIERS:
+            told[name] = expanded_unless_sealed(value, texts)
+        elif name in TEXTS and isinstance(value, str):
             told[name] = in_plain_words(value, texts)
     return told
 
@@ -50,13 +50,22 @@ def in_plain_words(value: Any, texts: TextExpander) -> Any:  # noqa: ANN401 - wh
     return {key: in_plain_words(item, texts) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def _expanded(value: Any, texts: TextExpander) -> Any:  # noqa: ANN401 - whatever JSON holds
+def expanded_unless_sealed(value: Any, texts: TextExpander) -> Any:  # noqa: ANN401 - whatever JSON holds
     """Reasoning with the texts expanded that are neither signed nor encrypted, nor within what is."""
     if isinstance(value, list):
-        return [_expanded(item, texts) for item in value]
-    if not isinstance(value, dict) or any(value.get(seal) for seal in _SEALS):
+        return [expanded_unless_sealed(item, texts) for item in value]
+    if not isinstance(value, dict) or is_sealed(value):
         return value
     told = dict(value)
-    for key in _TEXTS & value.keys():
-        told[key] = in_plain_words(value[key], texts) if isinstance(value[key], str) else _expanded(value[key], texts)
+    for key in TEXTS & value.keys():
+        told[key] = (
+            in_plain_words(value[key], texts)
+            if isinstance(value[key], str)
+            else expanded_unless_sealed(value[key], texts)
+        )
     return told
+
+
+def is_sealed(value: Any) -> bool:  # noqa: ANN401 - whatever JSON holds
+    """Whether a block of reasoning is signed or encrypted."""
+    return isinstance(value, dict) and any(value.get(seal) for seal in _SEALS)
