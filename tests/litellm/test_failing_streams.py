@@ -55,7 +55,7 @@ def test_thinking_in_chat(kind: str, piece: int, monkeypatch: pytest.MonkeyPatch
     """The blocks beside the text, which are held back from their first symbol on, go out as they came."""
     with faulty(kind, piece, monkeypatch) as krunch:
         exchange = krunch.asked()
-        blocks = [{"type": "thinking", "thinking": text, "index": 0} for text in pieces_of(exchange)]
+        blocks: list[Any] = [{"type": "thinking", "thinking": text, "index": 0} for text in pieces_of(exchange)]
         chunks = [
             ModelResponseStream(choices=[StreamingChoices(index=0, delta=Delta(thinking_blocks=[block]))])
             for block in blocks
