@@ -27,6 +27,9 @@ class Prepared(NamedTuple):
         cost_plain, cost_sent: US dollars; 0.0 without prices.
         symbols: definitions that it carries.
         reasons: how many of its messages were sent as they were, for which reason.
+        legend: what its symbols stand for, hashed; empty where nobody will ask.
+        scope: what the config says of whom that served it, hashed; empty if it says nothing of its own.
+        deployment: the model's name by which its tokens were counted.
     """
 
     name: bytes
@@ -41,6 +44,9 @@ class Prepared(NamedTuple):
     cost_sent: float
     symbols: int
     reasons: Mapping[str, int]
+    legend: bytes = b""
+    scope: bytes = b""
+    deployment: str = ""
 
 
 class Replied(NamedTuple):
@@ -137,7 +143,7 @@ def _storable(entry: Entry) -> Entry:
     """An entry whose names can be written."""
     changed: dict[str, Any] = {
         name: storable(text)
-        for name in ("tenant", "session", "model", "place", "error")
+        for name in ("tenant", "session", "model", "deployment", "place", "error")
         if isinstance(text := getattr(entry, name, None), str) and not text.isascii()
     }
     return entry._replace(**changed) if changed else entry

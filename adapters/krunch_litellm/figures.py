@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from krunch_litellm import tables
 from krunch_litellm.entries import BILLED, SUMS, Batch, Prepared
 
 if TYPE_CHECKING:
@@ -28,41 +29,8 @@ SERIES = 100
 RESETS = 1_000
 """Resets that are kept for workers that have not heard of them; a worker that missed more than that forgets all."""
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS conversations (
-    name BLOB PRIMARY KEY, tenant TEXT NOT NULL, session TEXT, model TEXT NOT NULL, used REAL NOT NULL,
-    requests INTEGER NOT NULL, tokens_before INTEGER NOT NULL, tokens_after INTEGER NOT NULL,
-    cost_plain REAL NOT NULL, cost_sent REAL NOT NULL, symbols INTEGER NOT NULL, reasons TEXT NOT NULL,
-    replies INTEGER NOT NULL DEFAULT 0, partial INTEGER NOT NULL DEFAULT 0, input_tokens INTEGER NOT NULL DEFAULT 0,
-    cached_tokens INTEGER NOT NULL DEFAULT 0, written_tokens INTEGER NOT NULL DEFAULT 0,
-    output_tokens INTEGER NOT NULL DEFAULT 0
-);
-CREATE INDEX IF NOT EXISTS by_use ON conversations (used);
-CREATE INDEX IF NOT EXISTS by_session ON conversations (session, tenant);
-CREATE TABLE IF NOT EXISTS series (
-    name BLOB NOT NULL, number INTEGER NOT NULL, at REAL NOT NULL, tokens_before INTEGER NOT NULL,
-    tokens_after INTEGER NOT NULL, overhead_tokens INTEGER NOT NULL, symbols INTEGER NOT NULL,
-    PRIMARY KEY (name, number)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS models (
-    tenant TEXT NOT NULL, model TEXT NOT NULL, requests INTEGER NOT NULL DEFAULT 0,
-    tokens_before INTEGER NOT NULL DEFAULT 0, tokens_after INTEGER NOT NULL DEFAULT 0,
-    cost_plain REAL NOT NULL DEFAULT 0, cost_sent REAL NOT NULL DEFAULT 0, replies INTEGER NOT NULL DEFAULT 0,
-    partial INTEGER NOT NULL DEFAULT 0, input_tokens INTEGER NOT NULL DEFAULT 0,
-    cached_tokens INTEGER NOT NULL DEFAULT 0, written_tokens INTEGER NOT NULL DEFAULT 0,
-    output_tokens INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (tenant, model)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS problems (
-    tenant TEXT NOT NULL, place TEXT NOT NULL, error TEXT NOT NULL, count INTEGER NOT NULL,
-    PRIMARY KEY (tenant, place, error)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS resets (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, tenant TEXT, session TEXT, at REAL NOT NULL
-);
-CREATE TABLE IF NOT EXISTS workers (
-    worker TEXT PRIMARY KEY, memory_kb REAL NOT NULL, seen REAL NOT NULL
-) WITHOUT ROWID;
-"""
+_NEWEST = ("model", "symbols", "reasons", "legend", "scope", "deployment")
+"""Columns of a conversation that tell of its last request."""
 
 
 class Reset(NamedTuple):
@@ -104,6 +72,9 @@ class Figures:
         max_idle: seconds without a request after which one is dropped.
         clock: seconds since the epoch.
 
+    Attributes:
+        key: of this database, for hashes of what must not stand in it.
+
     Raises:
         sqlite3.Error, OSError: it cannot be opened.
     """
@@ -124,7 +95,7 @@ class Figures:
         try:
             self._base.execute("PRAGMA journal_mode=WAL")
             self._base.execute("PRAGMA synchronous=OFF")  # figures: a power cut may cost the last ones
-            self._base.executescript(_SCHEMA)
+            self.key = tables.make(self._base)
             self._applied = self.last_reset()
         except BaseException:  # nobody else could close it
             self._base.close()
@@ -263,13 +234,15 @@ class Figures:
             changes = ", ".join(f"{column} = {column} + ?" for column in BILLED)
             self._base.execute(f"UPDATE conversations SET {changes} WHERE name = ?", (*one.billed, name))  # noqa: S608 - constants
             return
-        columns = ("name", "tenant", "session", "model", "used", "symbols", "reasons", *SUMS, *BILLED)
+        last = one.last
+        values = (last.model, last.symbols, json.dumps(dict(last.reasons)), last.legend, last.scope, last.deployment)
+        columns = ("name", "tenant", "session", "used", *_NEWEST, *SUMS, *BILLED)
         (number,) = self._base.execute(
             f"INSERT INTO conversations ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608 - as above
-            " ON CONFLICT DO UPDATE SET model = excluded.model, used = max(used, excluded.used),"
-            f" symbols = excluded.symbols, reasons = excluded.reasons, {_added(SUMS + BILLED)} RETURNING requests",
-            (name, one.last.tenant, one.last.session, one.last.model, max(request.at for request in one.requests),
-             one.last.symbols, json.dumps(dict(one.last.reasons)), *one.sent, *one.billed),
+            f" ON CONFLICT DO UPDATE SET {_newest(_NEWEST)}, {_added(SUMS + BILLED)},"
+            " used = max(used, excluded.used) RETURNING requests",
+            (name, last.tenant, last.session, max(request.at for request in one.requests), *values,
+             *one.sent, *one.billed),
         ).fetchone()  # fmt: skip
         self._base.executemany(
             "INSERT OR REPLACE INTO series VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -317,6 +290,11 @@ class Figures:
 
     def _rows(self, query: str, values: tuple[Any, ...]) -> list[Mapping[str, Any]]:
         return [dict(row) for row in self._base.execute(query, values)]
+
+
+def _newest(columns: Iterable[str]) -> str:
+    """Workers write in no order: what another one has served since and written before stays."""
+    return ", ".join(f"{one} = CASE WHEN excluded.used < used THEN {one} ELSE excluded.{one} END" for one in columns)
 
 
 def _added(columns: Iterable[str]) -> str:

@@ -26,12 +26,14 @@ from starlette.convertors import Convertor, register_url_convertor
 from krunch_litellm import legends, telemetry
 from krunch_litellm.figures import SERIES, Reset
 from krunch_litellm.identity import is_session, tenant_of
-from krunch_plugins import Krunch, KrunchError, load_tokenizer
+from krunch_plugins import KrunchError, load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 
+    from krunch_litellm.configuration import Configuration
     from krunch_litellm.figures import Summary
+    from krunch_plugins import Krunch
 
 log = logging.getLogger("krunch")
 
@@ -82,19 +84,19 @@ register_url_convertor("any", _AnyText())
 Caller = Annotated[UserAPIKeyAuth, Depends(user_api_key_auth)]
 
 
-def add_to_proxy(krunch: Callable[[], Krunch]) -> None:
+def add_to_proxy(serving: Callable[[], Configuration]) -> None:
     """Add the routes to LiteLLM's proxy in this process, and load what its first request would wait for.
 
     Once; a second call does nothing.
 
     Args:
-        krunch: returns who serves the requests.
+        serving: returns who serves which request.
     """
     from litellm.proxy.proxy_server import app
 
     if any(getattr(route, "path", None) == ROUTES[0] for route in app.routes):
         return
-    app.include_router(_router(krunch))
+    app.include_router(_router(serving))
     managed = LiteLLMRoutes.self_managed_routes.value
     managed.extend(route for route in ROUTES if route not in managed)
     threading.Thread(target=warm_up, name="krunch-warm-up", daemon=True).start()
@@ -113,29 +115,29 @@ def warm_up() -> None:
     gc.freeze()
 
 
-def _router(krunch: Callable[[], Krunch]) -> APIRouter:
+def _router(serving: Callable[[], Configuration]) -> APIRouter:
     router = APIRouter(prefix=PREFIX, tags=["compression"], route_class=_Guarded)
 
     @router.get("/stats")
     async def stats(caller: Caller) -> dict[str, Any]:
         """What was compressed, by all workers: the caller's own, or with the master key everybody's."""
-        return await asyncio.to_thread(_stats, krunch(), _whose(caller))
+        return await asyncio.to_thread(_stats, serving().main, _whose(caller))
 
     @router.post("/reset")
     async def reset(caller: Caller) -> dict[str, Any]:
         """Forget statistics and what was sent before, in all workers. What is sent does not change."""
-        await asyncio.to_thread(_reset, krunch(), _whose(caller))
+        await asyncio.to_thread(_reset, serving().main, _whose(caller))
         return {"message": "Conversation compression state reset successfully", "timestamp": _now()}
 
     @router.get("/sessions/{session:any}")
     async def session(session: str, caller: Caller, tenant: str | None = None) -> dict[str, Any]:
         """One session: its figures, its trend, what its symbols stand for. `tenant` is for admins only."""
-        return await asyncio.to_thread(_session, krunch(), session, _owner(caller, tenant))
+        return await asyncio.to_thread(_session, serving(), session, _owner(caller, tenant))
 
     @router.delete("/sessions/{session:any}")
     async def forget(session: str, caller: Caller, tenant: str | None = None) -> dict[str, Any]:
         """Forget a session: history, statistics, what was sent before, in all workers."""
-        return await asyncio.to_thread(_forget, krunch(), session, _owner(caller, tenant))
+        return await asyncio.to_thread(_forget, serving().main, session, _owner(caller, tenant))
 
     return router
 
@@ -199,7 +201,8 @@ def _reset(krunch: Krunch, tenant: str | None) -> None:
     telemetry.forget(Reset(tenant, None))
 
 
-def _session(krunch: Krunch, session: str, tenant: str | None) -> dict[str, Any]:
+def _session(configuration: Configuration, session: str, tenant: str | None) -> dict[str, Any]:
+    krunch = configuration.main
     owner = _find(krunch, session, tenant)
     shared = telemetry.workers(krunch)
     counted = shared.figures.sessions(owner, session)
@@ -215,7 +218,7 @@ def _session(krunch: Krunch, session: str, tenant: str | None) -> dict[str, Any]
             "trend": _trend([_net(one) for one in series[-window:]]),
             "net_efficiency": _net(series[-1]) if series else 0.0,
         },
-        "legend": _legend(krunch, session, owner, str(figures.get("model", "")), series),
+        "legend": _legend(configuration, session, owner, figures or None),
         **(_conversation(figures, series) if counted else {}),
         "timestamp": _now(),
     }
@@ -256,27 +259,14 @@ def _find(krunch: Krunch, session: str, tenant: str | None) -> str:
 
 
 def _legend(
-    krunch: Krunch, session: str, tenant: str, model: str, series: Sequence[Mapping[str, Any]]
+    configuration: Configuration, session: str, tenant: str, row: Mapping[str, Any] | None
 ) -> dict[str, str] | None:
-    """What the session's symbols stand for; None if the worker that is asked does not know.
-
-    That is the case where another one has sent the session and nothing is recorded, or what it defined does not follow
-    from the history alone: with settings for a model, team or key, with tools, or behind a window.
-    """
-    known = legends.get(tenant, session)
-    if known is not None:
-        return dict(known)
-    if krunch.store is None or not model or not series:
-        return None
-    messages = [turn.message for turn in krunch.store.turns(session, tenant=tenant)]
-    while messages and messages[-1].get("role") == "assistant":  # the reply to the last request
-        messages.pop()
-    with Krunch(krunch.settings.model_copy(update={"home": None, "mode": "on"})) as reader:
-        exchange = reader.prepare(messages, model=model, session=session, tenant=tenant)
-        report, last = exchange.report, series[-1]
-        if (report.tokens_before, report.tokens_after) != (last["tokens_before"], last["tokens_after"]):
-            return None
-        return dict(exchange.symbols)
+    """What the session's symbols stand for; None if the worker that is asked cannot know."""
+    if row is None:  # nothing was counted of late: there is none, or what this worker has sent
+        known = legends.get(tenant, session)
+    else:
+        known = legends.told(configuration, telemetry.workers(configuration.main).figures.key, row)
+    return None if known is None else dict(known)
 
 
 def _totals(models: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -107,6 +107,7 @@ def prepared(call: ProxiedCall) -> None:
         symbols += message.entries_added
     now = time.time()
     shared = workers(call.krunch)
+    key = shared.figures.key
     shared.note(
         Prepared(
             name=_name(call),
@@ -121,6 +122,9 @@ def prepared(call: ProxiedCall) -> None:
             cost_sent=report.cost.sent if report.cost else 0.0,
             symbols=symbols,
             reasons=reasons,
+            legend=b"" if identity.session is None else legends.digest(key, exchange.symbols),
+            scope=legends.scope(key, call.scope),
+            deployment=exchange.model[:_LONGEST_NAME],
         )
     )
     for _ in range(identity.ignored):

@@ -24,6 +24,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+OLD = """
+CREATE TABLE conversations (
+    name BLOB PRIMARY KEY, tenant TEXT NOT NULL, session TEXT, model TEXT NOT NULL, used REAL NOT NULL,
+    requests INTEGER NOT NULL, tokens_before INTEGER NOT NULL, tokens_after INTEGER NOT NULL,
+    cost_plain REAL NOT NULL, cost_sent REAL NOT NULL, symbols INTEGER NOT NULL, reasons TEXT NOT NULL,
+    replies INTEGER NOT NULL DEFAULT 0, partial INTEGER NOT NULL DEFAULT 0, input_tokens INTEGER NOT NULL DEFAULT 0,
+    cached_tokens INTEGER NOT NULL DEFAULT 0, written_tokens INTEGER NOT NULL DEFAULT 0,
+    output_tokens INTEGER NOT NULL DEFAULT 0
+);
+"""
+"""The table of the first databases that has more columns now."""
+
 
 def prepared(tenant: str = "t", session: str | None = "s", at: float = 0.0) -> Prepared:
     """A request."""
@@ -93,6 +105,40 @@ def test_conversations_and_series_are_bounded(tmp_path: Path) -> None:
     now[0] += 1_000
     assert figures.summary(None).conversations == []
     assert figures.summary(None).requests == 140
+
+
+def test_what_was_served_last_is_told_whoever_writes_last(tmp_path: Path) -> None:
+    """A worker that writes late what it has served early changes nothing of what is told of the last request."""
+    mine, other = (Figures(tmp_path, clock=lambda: 2_000.0) for _ in range(2))
+    other.add([prepared(at=2_000.0)._replace(symbols=9, legend=b"new", scope=b"new", deployment="new")])
+    mine.add([prepared(at=1_000.0)._replace(symbols=5, legend=b"old", scope=b"old", deployment="old")])
+
+    ((row, _),) = mine.sessions("t", "s")
+    assert (row["requests"], row["used"]) == (2, 2_000.0)
+    assert (row["symbols"], row["legend"], row["scope"], row["deployment"]) == (9, b"new", b"new", "new")
+
+
+def test_a_database_of_an_older_version_goes_on(tmp_path: Path) -> None:
+    """What was counted before there were hashes of legends stays, and is added to, by several workers at once."""
+    base = sqlite3.connect(tmp_path / FILE)
+    base.executescript(OLD)
+    base.execute(
+        "INSERT INTO conversations (name, tenant, session, model, used, requests, tokens_before, tokens_after,"
+        " cost_plain, cost_sent, symbols, reasons) VALUES (?, 't', 's', 'm', 1e10, 7, 70, 50, 0, 0, 2, '{}')",
+        (b"t/s",),
+    )
+    base.commit()
+    base.close()
+
+    first, second = Figures(tmp_path), Figures(tmp_path)
+    ((before, _),) = second.sessions("t", "s")
+    first.add([prepared(at=2e10)._replace(legend=b"hash")])
+    second.add([prepared(session="s2")])
+
+    assert (before["legend"], before["scope"], before["deployment"]) == (b"", b"", "")
+    ((after, _),) = second.sessions("t", "s")
+    assert (after["requests"], after["legend"]) == (8, b"hash")
+    assert first.key == second.key != Figures(None).key
 
 
 def test_a_reset_takes_its_own_and_what_came_before_it(tmp_path: Path) -> None:

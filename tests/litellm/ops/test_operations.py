@@ -14,11 +14,13 @@ import httpx
 import pytest
 
 from krunch_plugins.upstream import Answer
+from tests.litellm.ops.conftest import definitions, story
 from tests.litellm.proxy.conftest import ENDPOINTS, request
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from krunch_plugins.upstream import Upstream
     from tests.litellm.ops.conftest import Proxy
 
 STORY = "; ".join(
@@ -159,6 +161,27 @@ def test_a_session_is_shown_and_forgotten(proxy: Proxy, session: str) -> None:
         assert client.delete(path).status_code == 200
         assert [client.get(path).status_code, client.delete(path).status_code] == [404, 404]
     assert counts(proxy, key)[0] == 0
+
+
+def test_a_legend_is_that_of_the_last_request_or_none(proxy: Proxy, model_server: Upstream) -> None:
+    """A worker that has served a session before another one did does not tell what was meant then."""
+    key = "sk-user-legend"
+    asked: list[dict[str, Any]] = []
+    told: list[dict[str, str] | None] = []
+    for name in ("Ada", "Bo", "Cy"):
+        for _ in range(4):  # each worker has served some
+            asked = [*asked[-3:], {"role": "user", "content": f"{len(asked)}: {story(name)}"}]
+            assert proxy.chat(key, session="legend", messages=asked).status_code == 200
+    last = definitions(model_server.requests[-1])
+    proxy.eventually(lambda: counts(proxy, key), (1, 12))
+
+    def show() -> bool:
+        with proxy.client(key) as client:
+            told.append(client.get("/v1/compression/sessions/legend").raise_for_status().json()["legend"])
+        return len(told) >= 12 and last in told
+
+    proxy.eventually(show, expected=True)
+    assert [legend for legend in told if legend not in (last, None)] == []
 
 
 def test_a_session_is_told_from_another_by_each_of_its_characters(proxy: Proxy) -> None:
