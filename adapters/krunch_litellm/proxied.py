@@ -35,6 +35,7 @@ class ProxiedCall:
         scope: what the config says of whom that served it.
         chain: what it goes on from, and what may go on from it; None in protocols that have no such thing.
         started: when it was prepared, by `time.monotonic()`.
+        counted: when it was counted, seconds since the epoch; 0.0 until then.
         replied: its reply, or the stream of it, is in our hands.
         reason: what the client is told instead of the report's reason; "" to tell that.
     """
@@ -49,6 +50,7 @@ class ProxiedCall:
     scope: Scope = ()
     chain: Chain | None = None
     started: float = field(default_factory=time.monotonic)
+    counted: float = 0.0
     replied: bool = False
     reason: str = ""
 

@@ -32,6 +32,13 @@ CREATE TABLE IF NOT EXISTS models (
     cached_tokens INTEGER NOT NULL DEFAULT 0, written_tokens INTEGER NOT NULL DEFAULT 0,
     output_tokens INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (tenant, model)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS hours (
+    hour INTEGER NOT NULL, model TEXT NOT NULL, tenant TEXT NOT NULL, requests INTEGER NOT NULL,
+    tokens_before INTEGER NOT NULL, tokens_after INTEGER NOT NULL, cost_plain REAL NOT NULL, cost_sent REAL NOT NULL,
+    replies INTEGER NOT NULL, partial INTEGER NOT NULL, input_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL,
+    written_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL, PRIMARY KEY (hour, model, tenant)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS by_tenant ON hours (tenant, hour, model);
 CREATE TABLE IF NOT EXISTS problems (
     tenant TEXT NOT NULL, place TEXT NOT NULL, error TEXT NOT NULL, count INTEGER NOT NULL,
     PRIMARY KEY (tenant, place, error)

@@ -14,8 +14,8 @@ import litellm
 import prometheus_client
 import pytest
 from krunch_litellm import legends, telemetry
-from krunch_litellm.entries import Failed, Prepared, Replied
-from krunch_litellm.figures import FILE, SERIES, Figures, Reset
+from krunch_litellm.entries import HOUR, Failed, Prepared, Replied
+from krunch_litellm.figures import FILE, HOURS, SERIES, Figures, Reset
 from krunch_litellm.workers import Workers
 
 from krunch_plugins import Krunch, Settings
@@ -41,6 +41,17 @@ def prepared(tenant: str = "t", session: str | None = "s", at: float = 0.0) -> P
     """A request."""
     name = f"{tenant}/{session}".encode()
     return Prepared(name, tenant, session, "m", at or time.time(), 100, 60, 10, 0.2, 0.1, 3, {"compressed": 1})
+
+
+def replied(at: float, asked: float = 0.0) -> Replied:
+    """A reply to one of its session's requests."""
+    return Replied(b"t/s", "t", "m", at, False, 9, 5, 0, 2, asked)
+
+
+def hours(figures: Figures, tenant: str | None) -> dict[tuple[str, int], tuple[int, int, int]]:
+    """Requests, tokens before and replies of each model and hour."""
+    told = figures.summary(tenant).hours
+    return {(row["model"], row["hour"]): (row["requests"], row["tokens_before"], row["replies"]) for row in told}
 
 
 def add_many(folder: Path, count: int) -> None:
@@ -105,6 +116,56 @@ def test_conversations_and_series_are_bounded(tmp_path: Path) -> None:
     now[0] += 1_000
     assert figures.summary(None).conversations == []
     assert figures.summary(None).requests == 140
+
+
+def test_hours_are_those_of_the_requests_in_all_workers(tmp_path: Path) -> None:
+    """What two workers add to an hour is one row; a reply counts for the hour of its request, however late it comes."""
+    noon = 12.0 * HOUR
+    mine, other = (Figures(tmp_path, clock=lambda: noon) for _ in range(2))
+    mine.add([prepared(at=noon - 0.001), prepared(at=noon)])
+    other.add([prepared(at=noon + 3599.999), prepared("t2", at=noon), prepared(at=noon)._replace(model="n")])
+    other.add([replied(at=noon + 5, asked=noon - 0.001), replied(at=noon + 9000, asked=noon)])
+    mine.add([replied(at=noon + 9000), replied(at=noon + 9000, asked=HOUR)])  # of requests that nobody counted
+
+    assert (
+        hours(mine, "t")
+        == hours(other, "t")
+        == {("m", 11): (1, 100, 1), ("m", 12): (2, 200, 1), ("n", 12): (1, 100, 0)}
+    )
+    assert hours(mine, None) == {**hours(mine, "t"), ("m", 12): (3, 300, 1)}
+    assert mine.summary("t").models[0]["replies"] == 4, "in the totals each reply counts"
+
+
+def test_hours_are_bounded(tmp_path: Path) -> None:
+    """The last hours that had requests stay, however far apart they are; those before go, whoever writes."""
+    now = [0.0]
+    mine, other = (Figures(tmp_path, clock=lambda: now[0]) for _ in range(2))
+    for number in range(HOURS + 1):
+        now[0] = 5.0 * HOUR * number
+        (mine, other)[number % 2].add([prepared(("t", "t2")[number % 3 == 0], at=now[0] or 1.0)])
+
+    kept = [hour for _, hour in hours(mine, None)]
+    assert kept == [5 * number for number in range(1, HOURS + 1)]
+    assert [hour for _, hour in hours(mine, "t2")] == [hour for hour in kept if hour % 15 == 0]
+    other.add([prepared(at=HOUR), Failed("t", now[0], "prepare", "ValueError")])
+    assert [hour for _, hour in hours(mine, None)] == kept, "what was held back for days comes too late"
+    mine.add([prepared(at=now[0] + 60)])
+    assert [hour for _, hour in hours(mine, None)] == kept, "the last hour goes on"
+
+
+def test_a_reset_takes_the_hours_of_a_tenant(tmp_path: Path) -> None:
+    """Those of others stay; a reset of a session leaves them as they are, a reset of everything leaves none."""
+    mine, other = Figures(tmp_path), Figures(tmp_path)
+    mine.add([prepared(at=2.0 * HOUR), prepared("t2", at=2.0 * HOUR)])
+
+    other.reset("t", "s")
+    assert hours(other, None) == {("m", 2): (2, 200, 0)}
+    other.reset("t")
+    assert (hours(mine, "t"), hours(mine, None)) == ({}, {("m", 2): (1, 100, 0)})
+    mine.add([replied(at=time.time() + 1, asked=2.0 * HOUR)])
+    assert hours(mine, "t") == {}
+    mine.reset(None)
+    assert hours(other, None) == {}
 
 
 def test_what_was_served_last_is_told_whoever_writes_last(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import re
 import signal
 import subprocess
 import sys
+import time
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
@@ -90,6 +92,14 @@ def test_statistics_are_those_of_all_workers(proxy: Proxy) -> None:
     assert ours["totals"]["cost_saved"] > 0
     assert ours["totals"]["replies"] == ours["totals"]["requests"] == 8
     assert ours["models"]["gpt-4o"]["requests"] == 8
+    series = ours["models"]["gpt-4o"]["series"]  # of one hour, or of two if one ends here
+    assert [datetime.fromisoformat(one["hour"]).timestamp() % 3600 for one in series] == [0] * len(series)
+    assert 0 <= time.time() - datetime.fromisoformat(series[-1]["hour"]).timestamp() < 2 * 3600
+    assert {"series", *series[0]} == {"hour", *ours["models"]["gpt-4o"]}
+    for name in ("requests", "replies", "tokens_before", "tokens_saved"):
+        assert sum(one[name] for one in series) == ours["models"]["gpt-4o"][name] == ours["totals"][name] > 0
+    everybody = proxy.stats()["krunch"]["models"]["gpt-4o"]["series"]
+    assert sum(one["requests"] for one in everybody) >= 8
     assert [one["session"] for one in ours["sessions"]] == ["s1"]
     assert len(ours["sessions"][0]["series"]) == 8
     assert ours["reasons"]["compressed"] == 1
@@ -134,6 +144,7 @@ def test_a_key_resets_its_own_and_the_master_key_all(proxy: Proxy) -> None:
     assert answer["message"] == "Conversation compression state reset successfully"
     assert set(answer) == {"message", "timestamp"}
     assert [counts(proxy, mine) for _ in range(4)] == [(0, 0)] * 4
+    assert (proxy.stats(mine)["krunch"]["models"], set(proxy.stats(other)["krunch"]["models"])) == ({}, {"gpt-4o"})
     assert counts(proxy, other) == (1, 4)
 
     before = proxy.chat(other, session="s1", messages=QUESTION)
