@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ from urllib.parse import quote, unquote
 
 import httpx
 import pytest
+from krunch_litellm import pages
 
 from krunch_plugins.upstream import Answer
 from tests.litellm.ops.conftest import definitions, story
@@ -29,6 +31,8 @@ STORY = "; ".join(
     f"Ada{n} says the connection to the database was refused by /srv/warehouse/writer.py" for n in range(12)
 )
 QUESTION = [{"role": "user", "content": STORY}]
+NOISE = " ".join(hashlib.sha256(str(number).encode()).hexdigest() for number in range(8))
+"""A text that does not get smaller."""
 
 
 def counts(proxy: Proxy, key: str) -> tuple[int, int]:
@@ -172,6 +176,50 @@ def test_a_session_is_shown_and_forgotten(proxy: Proxy, session: str) -> None:
         assert client.delete(path).status_code == 200
         assert [client.get(path).status_code, client.delete(path).status_code] == [404, 404]
     assert counts(proxy, key)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("texts", "trend"),
+    [
+        ([NOISE, STORY], "improving"),
+        ([STORY, NOISE], "declining"),
+        ([STORY, "Well?"], "stable"),
+        ([NOISE, STORY, *["Well?"] * 9], "stable"),
+    ],
+    ids=["rising", "falling", "flat", "risen before"],
+)
+def test_the_trend_is_that_of_the_last_ten_requests(proxy: Proxy, texts: list[str], trend: str) -> None:
+    """A session of which more and more is saved improves, another declines; what came before is forgotten."""
+    key = f"sk-user-trend-{len(texts)}-{trend}"
+    for count in range(1, len(texts) + 1):
+        messages = [{"role": "user", "content": text} for text in texts[:count]]
+        assert proxy.chat(key, session="trend", messages=messages).status_code == 200
+    proxy.eventually(lambda: counts(proxy, key), (1, len(texts)))
+
+    with proxy.client(key) as client:
+        page = client.get("/v1/compression/sessions/trend").raise_for_status().json()
+    assert page["efficiency"] == {"trend": trend, "net_efficiency": page["series"][-1]["net_efficiency"]}
+
+
+@pytest.mark.parametrize(
+    ("after", "trend"),
+    [
+        ([], "stable"),
+        ([800], "stable"),
+        ([800, 600], "improving"),
+        ([600, 800], "declining"),
+        ([700, 900, 100, 600], "improving"),
+        ([600, 100, 900, 700], "declining"),
+        ([700, 100, 900, 700], "stable"),
+        ([700, 691], "stable"),
+        ([691, 700], "stable"),
+        ([700, 689], "improving"),
+        ([689, 700], "declining"),
+    ],
+)
+def test_a_trend_leads_from_the_first_request_to_the_last(after: list[int], trend: str) -> None:
+    """What lies between does not count, nor does a change by less than a hundredth."""
+    assert pages.trend([{"tokens_before": 1000, "tokens_after": tokens} for tokens in after]) == trend
 
 
 def test_a_legend_is_that_of_the_last_request_or_none(proxy: Proxy, model_server: Upstream) -> None:
