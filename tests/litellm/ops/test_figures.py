@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import litellm
 import prometheus_client
 import pytest
-from krunch_litellm import legends, telemetry
+from krunch_litellm import telemetry
 from krunch_litellm.entries import HOUR, Failed, Prepared, Replied
 from krunch_litellm.figures import FILE, HOURS, SERIES, Figures, Reset
 from krunch_litellm.workers import Workers
@@ -387,28 +387,6 @@ def test_one_bad_entry_costs_only_itself(krunch: Krunch, caplog: pytest.LogCaptu
     assert "OverflowError" in caplog.text
     assert "secret" not in caplog.text
     workers.close()
-
-
-def test_symbols_that_are_held_for_owners_are_bounded_by_their_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However few the sessions are, the symbols of the oldest go when the requests that define them get too large."""
-    monkeypatch.setattr(legends, "TOKENS", 2_000)
-    text = "; ".join(f"step {number} writes /srv/warehouse/inventory/reservations.py" for number in range(60))
-    with Krunch(Settings()) as krunch:
-        exchange = krunch.prepare([{"role": "user", "content": text}], model="gpt-4o")
-        assert exchange.symbols
-        assert 700 < exchange.report.tokens_before < 1_000
-        try:
-            for number in range(5):
-                legends.keep("t", f"s{number}", exchange, most=1_000)
-            legends.keep("t", "s3", exchange, most=1_000)
-            held = [number for number in range(5) if legends.get("t", f"s{number}")]
-            memory = legends.memory_kb("t")
-        finally:
-            legends.forget("t", None)
-
-    assert held == [3, 4]
-    assert memory > 0
-    assert legends.memory_kb("t") == 0
 
 
 def test_metrics_that_cannot_be_made_harm_nobody(caplog: pytest.LogCaptureFixture) -> None:
