@@ -33,8 +33,10 @@ CREATE TABLE conversations (
     cached_tokens INTEGER NOT NULL DEFAULT 0, written_tokens INTEGER NOT NULL DEFAULT 0,
     output_tokens INTEGER NOT NULL DEFAULT 0
 );
+INSERT INTO conversations (name, tenant, session, model, used, requests, tokens_before, tokens_after, cost_plain,
+    cost_sent, symbols, reasons) VALUES (CAST('t/s' AS BLOB), 't', 's', 'm', 1e10, 7, 70, 50, 0, 0, 2, '{}');
 """
-"""The table of the first databases that has more columns now."""
+"""The table of the first databases that has more columns now, with a row."""
 
 
 def prepared(tenant: str = "t", session: str | None = "s", at: float = 0.0) -> Prepared:
@@ -183,12 +185,6 @@ def test_a_database_of_an_older_version_goes_on(tmp_path: Path) -> None:
     """What was counted before there were hashes of legends stays, and is added to, by several workers at once."""
     base = sqlite3.connect(tmp_path / FILE)
     base.executescript(OLD)
-    base.execute(
-        "INSERT INTO conversations (name, tenant, session, model, used, requests, tokens_before, tokens_after,"
-        " cost_plain, cost_sent, symbols, reasons) VALUES (?, 't', 's', 'm', 1e10, 7, 70, 50, 0, 0, 2, '{}')",
-        (b"t/s",),
-    )
-    base.commit()
     base.close()
 
     first, second = Figures(tmp_path), Figures(tmp_path)
