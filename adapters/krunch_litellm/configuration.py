@@ -24,9 +24,12 @@ from krunch_plugins import Krunch, Settings
 from krunch_plugins.errors import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from litellm.proxy._types import UserAPIKeyAuth
+
+Scope = tuple[tuple[str, str], ...]
+"""Whom a config says something of, and where it says it: `(("models", "small"), ("keys", "nightly"))`."""
 
 _SOURCE = "litellm_settings.krunch"
 _SCOPES = ("models", "teams", "keys")
@@ -65,13 +68,18 @@ class Configuration:
         self._fixed = krunch is not None
         self._main = krunch or Krunch(settings)
         self._krunches: dict[Settings, Krunch] = {settings: self._main}
-        self._chosen: dict[tuple[tuple[str, str | None], ...], Krunch] = {}
+        self._chosen: dict[Scope, Krunch] = {}
         """Who serves what the table says something of, by where it says it."""
 
     @property
     def main(self) -> Krunch:
         """The one that serves what no model, team or key has settings of its own for; its store is everybody's."""
         return self._main
+
+    @property
+    def scopes(self) -> Iterator[tuple[str, str]]:
+        """Whom the table says something of: `("models", "small")`, `("keys", "nightly")`."""
+        return ((scope, name) for scope, members in self._scopes.items() for name in members)
 
     def krunches(self) -> list[Krunch]:
         """All that have served a request in this process."""
@@ -85,20 +93,36 @@ class Configuration:
             models: the names that its model goes by.
             key: what the proxy knows about the caller's key.
         """
+        return self.krunch_of(self.scope_of(models, key))
+
+    def scope_of(self, models: Iterable[str], key: UserAPIKeyAuth) -> Scope:
+        """Whom the table says something of that a request concerns, the widest first; as `krunch_for` takes them."""
+        if self._fixed:
+            return ()
         names = (
             ("models", models),
             ("teams", (key.team_alias, key.team_id)),
             ("keys", (key.key_alias, key.api_key)),
         )
-        found = tuple((scope, name) for scope, them in names for name in them if name in self._scopes[scope])
-        if self._fixed or not found:
+        return tuple(
+            (scope, name) for scope, them in names for name in them if name is not None and name in self._scopes[scope]
+        )
+
+    def krunch_of(self, scope: Scope) -> Krunch:
+        """Who serves the requests of a scope, which is one of `scope_of`."""
+        if not scope:
             return self._main
         with self._lock:
-            known = self._chosen.get(found)
+            known = self._chosen.get(scope)
             if known is None:
-                tables = [self._scopes[scope][name] for scope, name in found]
-                known = self._chosen[found] = self._serving(_settings(_merged(self._general, *tables), _SOURCE))
+                known = self._chosen[scope] = self._serving(self.settings_of(scope))
             return known
+
+    def settings_of(self, scope: Scope) -> Settings:
+        """The settings that serve the requests of a scope."""
+        if not scope:
+            return self._main.settings
+        return _settings(_merged(self._general, *(self._scopes[kind][name] for kind, name in scope)), _SOURCE)
 
     def without_compression(self, krunch: Krunch) -> Krunch:
         """One like `krunch` that sends requests as they come; they are counted and recorded all the same."""

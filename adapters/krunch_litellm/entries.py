@@ -12,6 +12,8 @@ SUMS = ("requests", "tokens_before", "tokens_after", "cost_plain", "cost_sent")
 """Columns that requests add to."""
 BILLED = ("replies", "partial", "input_tokens", "cached_tokens", "written_tokens", "output_tokens")
 """Columns that replies add to."""
+HOUR = 3600
+"""Seconds."""
 
 
 class Prepared(NamedTuple):
@@ -27,6 +29,9 @@ class Prepared(NamedTuple):
         cost_plain, cost_sent: US dollars; 0.0 without prices.
         symbols: definitions that it carries.
         reasons: how many of its messages were sent as they were, for which reason.
+        legend: what its symbols stand for, hashed; empty where nobody will ask.
+        scope: what the config says of whom that served it, hashed; empty if it says nothing of its own.
+        deployment: the model's name by which its tokens were counted.
     """
 
     name: bytes
@@ -41,10 +46,17 @@ class Prepared(NamedTuple):
     cost_sent: float
     symbols: int
     reasons: Mapping[str, int]
+    legend: bytes = b""
+    scope: bytes = b""
+    deployment: str = ""
 
 
 class Replied(NamedTuple):
-    """What one reply adds; the tokens are the provider's own count, 0 where it told none."""
+    """What one reply adds; the tokens are the provider's own count, 0 where it told none.
+
+    Attributes:
+        asked: when its request was prepared, as `Prepared.at` says; 0.0 if that is not known.
+    """
 
     name: bytes
     tenant: str
@@ -55,6 +67,7 @@ class Replied(NamedTuple):
     cached_tokens: int
     written_tokens: int
     output_tokens: int
+    asked: float = 0.0
 
 
 class Failed(NamedTuple):
@@ -70,7 +83,7 @@ Entry = Prepared | Replied | Failed
 
 
 class Sums:
-    """What a batch adds to one conversation, or to one model of a tenant.
+    """What a batch adds to one conversation, to one model of a tenant, or to an hour of that.
 
     Attributes:
         requests: those that were prepared, in order.
@@ -114,6 +127,7 @@ class Batch:
     def __init__(self, entries: Iterable[Entry]) -> None:
         self.conversations: dict[bytes, Sums] = {}
         self.models: dict[tuple[str, str], Sums] = {}
+        self.hours: dict[tuple[str, str, int], Sums] = {}
         self.problems: Counter[tuple[str, str, str]] = Counter()
         for entry in map(_storable, entries):
             if isinstance(entry, Failed):
@@ -121,11 +135,18 @@ class Batch:
                 continue
             of_conversation = self.conversations.setdefault(entry.name, Sums())
             of_model = self.models.setdefault((entry.tenant, entry.model), Sums())
-            for sums in (of_conversation, of_model):
+            of_hour = self.hours.setdefault((entry.tenant, entry.model, _hour(entry)), Sums())
+            for sums in (of_conversation, of_model, of_hour):
                 if isinstance(entry, Prepared):
                     sums.requests.append(entry)
                 else:
                     sums.reply(entry)
+
+
+def _hour(entry: Prepared | Replied) -> int:
+    """The hour of a request, counted from the epoch; a reply belongs to that of its request, however late it comes."""
+    at = entry.at if isinstance(entry, Prepared) else entry.asked or entry.at
+    return int(at // HOUR)
 
 
 def storable(text: str) -> str:
@@ -137,7 +158,7 @@ def _storable(entry: Entry) -> Entry:
     """An entry whose names can be written."""
     changed: dict[str, Any] = {
         name: storable(text)
-        for name in ("tenant", "session", "model", "place", "error")
+        for name in ("tenant", "session", "model", "deployment", "place", "error")
         if isinstance(text := getattr(entry, name, None), str) and not text.isascii()
     }
     return entry._replace(**changed) if changed else entry

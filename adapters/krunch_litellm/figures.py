@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from krunch_litellm import tables
 from krunch_litellm.entries import BILLED, SUMS, Batch, Prepared
 
 if TYPE_CHECKING:
@@ -25,44 +26,22 @@ if TYPE_CHECKING:
 FILE = "figures.db"
 SERIES = 100
 """Requests of one conversation that its series keeps."""
+HOURS = 48
+"""Hours of which there are figures by model: the last that had requests, of whichever tenant and model."""
 RESETS = 1_000
 """Resets that are kept for workers that have not heard of them; a worker that missed more than that forgets all."""
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS conversations (
-    name BLOB PRIMARY KEY, tenant TEXT NOT NULL, session TEXT, model TEXT NOT NULL, used REAL NOT NULL,
-    requests INTEGER NOT NULL, tokens_before INTEGER NOT NULL, tokens_after INTEGER NOT NULL,
-    cost_plain REAL NOT NULL, cost_sent REAL NOT NULL, symbols INTEGER NOT NULL, reasons TEXT NOT NULL,
-    replies INTEGER NOT NULL DEFAULT 0, partial INTEGER NOT NULL DEFAULT 0, input_tokens INTEGER NOT NULL DEFAULT 0,
-    cached_tokens INTEGER NOT NULL DEFAULT 0, written_tokens INTEGER NOT NULL DEFAULT 0,
-    output_tokens INTEGER NOT NULL DEFAULT 0
-);
-CREATE INDEX IF NOT EXISTS by_use ON conversations (used);
-CREATE INDEX IF NOT EXISTS by_session ON conversations (session, tenant);
-CREATE TABLE IF NOT EXISTS series (
-    name BLOB NOT NULL, number INTEGER NOT NULL, at REAL NOT NULL, tokens_before INTEGER NOT NULL,
-    tokens_after INTEGER NOT NULL, overhead_tokens INTEGER NOT NULL, symbols INTEGER NOT NULL,
-    PRIMARY KEY (name, number)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS models (
-    tenant TEXT NOT NULL, model TEXT NOT NULL, requests INTEGER NOT NULL DEFAULT 0,
-    tokens_before INTEGER NOT NULL DEFAULT 0, tokens_after INTEGER NOT NULL DEFAULT 0,
-    cost_plain REAL NOT NULL DEFAULT 0, cost_sent REAL NOT NULL DEFAULT 0, replies INTEGER NOT NULL DEFAULT 0,
-    partial INTEGER NOT NULL DEFAULT 0, input_tokens INTEGER NOT NULL DEFAULT 0,
-    cached_tokens INTEGER NOT NULL DEFAULT 0, written_tokens INTEGER NOT NULL DEFAULT 0,
-    output_tokens INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (tenant, model)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS problems (
-    tenant TEXT NOT NULL, place TEXT NOT NULL, error TEXT NOT NULL, count INTEGER NOT NULL,
-    PRIMARY KEY (tenant, place, error)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS resets (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, tenant TEXT, session TEXT, at REAL NOT NULL
-);
-CREATE TABLE IF NOT EXISTS workers (
-    worker TEXT PRIMARY KEY, memory_kb REAL NOT NULL, seen REAL NOT NULL
-) WITHOUT ROWID;
+_NEWEST = ("model", "symbols", "reasons", "legend", "scope", "deployment")
+"""Columns of a conversation that tell of its last request."""
+
+_SUMMED = ", ".join(f"sum({column}) AS {column}" for column in SUMS + BILLED)
+_OLDEST = """
+WITH RECURSIVE last (hour) AS (
+    SELECT max(hour) FROM hours
+    UNION ALL SELECT (SELECT max(hour) FROM hours WHERE hour < last.hour) FROM last WHERE hour IS NOT NULL
+) SELECT hour FROM last LIMIT 1 OFFSET ? - 1
 """
+"""The last hours one by one: a step for each through the index, where DISTINCT would read each row of them."""
 
 
 class Reset(NamedTuple):
@@ -79,6 +58,7 @@ class Summary:
     Attributes:
         conversations: those used of late, the last used first; a row each, by column.
         models: totals by model; a row each.
+        hours: the same of each of the last `HOURS` hours in which there were requests, by whomever; oldest first.
         problems: how often what went wrong, by place and error.
         requests: how many there were since the last reset.
         memory_kb: what the workers that are alive hold in memory.
@@ -87,6 +67,7 @@ class Summary:
 
     conversations: Sequence[Mapping[str, Any]]
     models: Sequence[Mapping[str, Any]]
+    hours: Sequence[Mapping[str, Any]]
     problems: Sequence[Mapping[str, Any]]
     requests: int
     memory_kb: float = 0.0
@@ -103,6 +84,9 @@ class Figures:
         max_conversations: how many are kept; the least recently used goes first.
         max_idle: seconds without a request after which one is dropped.
         clock: seconds since the epoch.
+
+    Attributes:
+        key: of this database, for hashes of what must not stand in it.
 
     Raises:
         sqlite3.Error, OSError: it cannot be opened.
@@ -124,7 +108,7 @@ class Figures:
         try:
             self._base.execute("PRAGMA journal_mode=WAL")
             self._base.execute("PRAGMA synchronous=OFF")  # figures: a power cut may cost the last ones
-            self._base.executescript(_SCHEMA)
+            self.key = tables.make(self._base)
             self._applied = self.last_reset()
         except BaseException:  # nobody else could close it
             self._base.close()
@@ -147,7 +131,9 @@ class Figures:
             for name, one in batch.conversations.items():
                 self._conversation(name, one)
             for (tenant, model), sums in batch.models.items():
-                self._model(tenant, model, sums)
+                self._total("models", {"tenant": tenant, "model": model}, sums)
+            for (tenant, model, hour), sums in batch.hours.items():
+                self._total("hours", {"tenant": tenant, "model": model, "hour": hour}, sums)
             self._base.executemany(
                 "INSERT INTO problems VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count",
                 [(*which, count) for which, count in batch.problems.items()],
@@ -190,11 +176,16 @@ class Figures:
             )
             models = self._rows(f"SELECT * FROM models WHERE {whose} ORDER BY model, tenant", key)  # noqa: S608 - as above
             problems = self._rows(f"SELECT * FROM problems WHERE {whose} ORDER BY place, error", key)  # noqa: S608 - as above
+            hours = self._rows(
+                f"SELECT model, hour, {_SUMMED} FROM hours WHERE {whose} GROUP BY hour, model ORDER BY hour, model",  # noqa: S608 - as above
+                key,
+            )
             workers = self._rows("SELECT * FROM workers", ())
             kept = {one["name"]: self._series(one["name"]) for one in conversations[:series]}
         return Summary(
             conversations,
             models,
+            hours,
             problems,
             requests=sum(model["requests"] for model in models),
             memory_kb=sum(worker["memory_kb"] for worker in workers),
@@ -218,7 +209,7 @@ class Figures:
         Returns:
             The number of this reset, for `resets_since`.
         """
-        tables = ("conversations",) if session is not None else ("conversations", "models", "problems")
+        tables = ("conversations",) if session is not None else ("conversations", "models", "hours", "problems")
         conditions = [("tenant", tenant), ("session", session)]
         where = " AND ".join(f"{column} = ?" for column, value in conditions if value is not None) or "1"
         values = tuple(value for _, value in conditions if value is not None)
@@ -260,16 +251,17 @@ class Figures:
 
     def _conversation(self, name: bytes, one: Sums) -> None:
         if one.last is None:  # replies alone: to a conversation that was dropped meanwhile they count for nothing
-            changes = ", ".join(f"{column} = {column} + ?" for column in BILLED)
-            self._base.execute(f"UPDATE conversations SET {changes} WHERE name = ?", (*one.billed, name))  # noqa: S608 - constants
+            self._bill("conversations", {"name": name}, one)
             return
-        columns = ("name", "tenant", "session", "model", "used", "symbols", "reasons", *SUMS, *BILLED)
+        last = one.last
+        values = (last.model, last.symbols, json.dumps(dict(last.reasons)), last.legend, last.scope, last.deployment)
+        columns = ("name", "tenant", "session", "used", *_NEWEST, *SUMS, *BILLED)
         (number,) = self._base.execute(
             f"INSERT INTO conversations ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608 - as above
-            " ON CONFLICT DO UPDATE SET model = excluded.model, used = max(used, excluded.used),"
-            f" symbols = excluded.symbols, reasons = excluded.reasons, {_added(SUMS + BILLED)} RETURNING requests",
-            (name, one.last.tenant, one.last.session, one.last.model, max(request.at for request in one.requests),
-             one.last.symbols, json.dumps(dict(one.last.reasons)), *one.sent, *one.billed),
+            f" ON CONFLICT DO UPDATE SET {_newest(_NEWEST)}, {_added(SUMS + BILLED)},"
+            " used = max(used, excluded.used) RETURNING requests",
+            (name, last.tenant, last.session, max(request.at for request in one.requests), *values,
+             *one.sent, *one.billed),
         ).fetchone()  # fmt: skip
         self._base.executemany(
             "INSERT OR REPLACE INTO series VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -281,23 +273,26 @@ class Figures:
         if number > SERIES:
             self._base.execute("DELETE FROM series WHERE name = ? AND number <= ?", (name, number - SERIES))
 
-    def _model(self, tenant: str, model: str, one: Sums) -> None:
+    def _total(self, table: str, keys: Mapping[str, object], one: Sums) -> None:
         if one.last is None:
-            changes = ", ".join(f"{column} = {column} + ?" for column in BILLED)
-            self._base.execute(
-                f"UPDATE models SET {changes} WHERE tenant = ? AND model = ?",  # noqa: S608 - as above
-                (*one.billed, tenant, model),
-            )
+            self._bill(table, keys, one)
             return
-        columns = ("tenant", "model", *SUMS, *BILLED)
+        columns = (*keys, *SUMS, *BILLED)
         self._base.execute(
-            f"INSERT INTO models ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608 - as above
+            f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608 - as above
             f" ON CONFLICT DO UPDATE SET {_added(SUMS + BILLED)}",
-            (tenant, model, *one.sent, *one.billed),
+            (*keys.values(), *one.sent, *one.billed),
         )
 
+    def _bill(self, table: str, keys: Mapping[str, object], one: Sums) -> None:
+        """Add replies to a row if it is there."""
+        changes = ", ".join(f"{column} = {column} + ?" for column in BILLED)
+        which = " AND ".join(f"{column} = ?" for column in keys)
+        self._base.execute(f"UPDATE {table} SET {changes} WHERE {which}", (*one.billed, *keys.values()))  # noqa: S608 - as above
+
     def _clean_up(self) -> None:
-        """Drop conversations that are too old or too many."""
+        """Drop conversations that are too old or too many, and hours before the last ones that had requests."""
+        self._base.execute(f"DELETE FROM hours WHERE hour < ({_OLDEST})", (HOURS,))  # noqa: S608 - a constant
         count, idle = self._limits
         dropped = self._base.execute(
             "DELETE FROM conversations WHERE used < ? RETURNING name", (self._clock() - idle,)
@@ -317,6 +312,11 @@ class Figures:
 
     def _rows(self, query: str, values: tuple[Any, ...]) -> list[Mapping[str, Any]]:
         return [dict(row) for row in self._base.execute(query, values)]
+
+
+def _newest(columns: Iterable[str]) -> str:
+    """Workers write in no order: what another one has served since and written before stays."""
+    return ", ".join(f"{one} = CASE WHEN excluded.used < used THEN {one} ELSE excluded.{one} END" for one in columns)
 
 
 def _added(columns: Iterable[str]) -> str:

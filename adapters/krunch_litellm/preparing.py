@@ -97,7 +97,8 @@ class Preparer:
         model = str(data.get("model"))
         # Several at once are separated by commas; the first one's tokenizer counts.
         names = [name for one in model.split(",") for name in deployed(one.strip(), key.team_id)]
-        krunch = self._configuration.krunch_for(names, key)
+        scope = self._configuration.scope_of(names, key)
+        krunch = self._configuration.krunch_of(scope)
         hosted = krunch.settings.mode == "on" and acts_elsewhere(data)
         if hosted:
             krunch = self._configuration.without_compression(krunch)
@@ -124,7 +125,8 @@ class Preparer:
         if namespace is not None:
             changed.update(within(namespace, data))
         serving.set(sent)
-        call = ProxiedCall(exchange, identity, call_type, model, request, krunch, bool(data.get("stream")), chain)
+        streamed = bool(data.get("stream"))
+        call = ProxiedCall(exchange, identity, call_type, model, request, krunch, streamed, scope, chain)
         call.reason = REASON if hosted else ""
         return call, changed
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from krunch_litellm.chains import Chain
+    from krunch_litellm.configuration import Scope
     from krunch_litellm.identity import Identity
     from krunch_litellm.wire import WireRequest
     from krunch_plugins import Exchange, Krunch, RequestRefused
@@ -31,8 +32,10 @@ class ProxiedCall:
         request: what it looks like on the wire, and how its reply is read.
         krunch: who prepared it.
         streamed: the client asked for a stream.
+        scope: what the config says of whom that served it.
         chain: what it goes on from, and what may go on from it; None in protocols that have no such thing.
         started: when it was prepared, by `time.monotonic()`.
+        counted: when it was counted, seconds since the epoch; 0.0 until then.
         replied: its reply, or the stream of it, is in our hands.
         reason: what the client is told instead of the report's reason; "" to tell that.
     """
@@ -44,8 +47,10 @@ class ProxiedCall:
     request: WireRequest
     krunch: Krunch
     streamed: bool
+    scope: Scope = ()
     chain: Chain | None = None
     started: float = field(default_factory=time.monotonic)
+    counted: float = 0.0
     replied: bool = False
     reason: str = ""
 

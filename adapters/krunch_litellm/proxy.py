@@ -252,10 +252,10 @@ krunch = KrunchProxy()
 """The instance that a proxy's config names."""
 
 
-def serving() -> Krunch:
-    """Who serves the requests: the first instance that LiteLLM was given, which may be one of the operator's own."""
+def serving() -> Configuration:
+    """Who serves which request: as the first instance says that LiteLLM was given, which may be the operator's own."""
     given = (one for one in litellm.callbacks if isinstance(one, KrunchProxy))
-    return next(given, krunch).krunch
+    return next(given, krunch).configuration
 
 
 if "litellm.proxy.proxy_server" in sys.modules:  # the proxy is loading us; importing it takes seconds

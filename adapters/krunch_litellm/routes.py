@@ -10,10 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import json
 import logging
 import threading
-from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,15 +21,16 @@ from litellm.proxy._types import LiteLLMRoutes, LitellmUserRoles, ProxyException
 from litellm.proxy.auth.user_api_key_auth import user_api_key_auth
 from starlette.convertors import Convertor, register_url_convertor
 
-from krunch_litellm import legends, telemetry
+from krunch_litellm import legends, pages, telemetry
 from krunch_litellm.figures import SERIES, Reset
 from krunch_litellm.identity import is_session, tenant_of
-from krunch_plugins import Krunch, KrunchError, load_tokenizer
+from krunch_plugins import KrunchError, load_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
-    from krunch_litellm.figures import Summary
+    from krunch_litellm.configuration import Configuration
+    from krunch_plugins import Krunch
 
 log = logging.getLogger("krunch")
 
@@ -41,8 +40,6 @@ ROUTES = (f"{PREFIX}/stats", f"{PREFIX}/reset", f"{PREFIX}/sessions/*")
 _SESSIONS, _SERIES = 100, 20
 """Sessions that the statistics list, the last used first, and requests of each; one session's own page has more."""
 _CONVERSATION_KB, _REQUEST_KB = 2.0, 0.4
-_STEADY = 0.01
-"""Net efficiencies that differ by no more are a stable trend; the monitor of `krunch_plugins` has the same bound."""
 
 
 class _Guarded(APIRoute):
@@ -82,19 +79,19 @@ register_url_convertor("any", _AnyText())
 Caller = Annotated[UserAPIKeyAuth, Depends(user_api_key_auth)]
 
 
-def add_to_proxy(krunch: Callable[[], Krunch]) -> None:
+def add_to_proxy(serving: Callable[[], Configuration]) -> None:
     """Add the routes to LiteLLM's proxy in this process, and load what its first request would wait for.
 
     Once; a second call does nothing.
 
     Args:
-        krunch: returns who serves the requests.
+        serving: returns who serves which request.
     """
     from litellm.proxy.proxy_server import app
 
     if any(getattr(route, "path", None) == ROUTES[0] for route in app.routes):
         return
-    app.include_router(_router(krunch))
+    app.include_router(_router(serving))
     managed = LiteLLMRoutes.self_managed_routes.value
     managed.extend(route for route in ROUTES if route not in managed)
     threading.Thread(target=warm_up, name="krunch-warm-up", daemon=True).start()
@@ -113,29 +110,29 @@ def warm_up() -> None:
     gc.freeze()
 
 
-def _router(krunch: Callable[[], Krunch]) -> APIRouter:
+def _router(serving: Callable[[], Configuration]) -> APIRouter:
     router = APIRouter(prefix=PREFIX, tags=["compression"], route_class=_Guarded)
 
     @router.get("/stats")
     async def stats(caller: Caller) -> dict[str, Any]:
         """What was compressed, by all workers: the caller's own, or with the master key everybody's."""
-        return await asyncio.to_thread(_stats, krunch(), _whose(caller))
+        return await asyncio.to_thread(_stats, serving().main, _whose(caller))
 
     @router.post("/reset")
     async def reset(caller: Caller) -> dict[str, Any]:
         """Forget statistics and what was sent before, in all workers. What is sent does not change."""
-        await asyncio.to_thread(_reset, krunch(), _whose(caller))
+        await asyncio.to_thread(_reset, serving().main, _whose(caller))
         return {"message": "Conversation compression state reset successfully", "timestamp": _now()}
 
     @router.get("/sessions/{session:any}")
     async def session(session: str, caller: Caller, tenant: str | None = None) -> dict[str, Any]:
         """One session: its figures, its trend, what its symbols stand for. `tenant` is for admins only."""
-        return await asyncio.to_thread(_session, krunch(), session, _owner(caller, tenant))
+        return await asyncio.to_thread(_session, serving(), session, _owner(caller, tenant))
 
     @router.delete("/sessions/{session:any}")
     async def forget(session: str, caller: Caller, tenant: str | None = None) -> dict[str, Any]:
         """Forget a session: history, statistics, what was sent before, in all workers."""
-        return await asyncio.to_thread(_forget, krunch(), session, _owner(caller, tenant))
+        return await asyncio.to_thread(_forget, serving().main, session, _owner(caller, tenant))
 
     return router
 
@@ -159,6 +156,7 @@ def _stats(krunch: Krunch, tenant: str | None) -> dict[str, Any]:
     shared.flush()
     summary = shared.figures.summary(tenant, series=_SESSIONS)
     conversations = summary.conversations
+    requests = sum(one["requests"] for one in conversations)
     memory_kb = summary.memory_kb if tenant is None else _statistics_kb(conversations)
     settings = krunch.settings
     return {
@@ -167,8 +165,8 @@ def _stats(krunch: Krunch, tenant: str | None) -> dict[str, Any]:
             "stats": {
                 "active_conversations": len(conversations),
                 "total_turns_processed": summary.requests,
-                "symbols_in_use": _sum(conversations, "symbols"),
-                "avg_turns_per_conversation": _sum(conversations, "requests") / max(len(conversations), 1),
+                "symbols_in_use": sum(one["symbols"] for one in conversations),
+                "avg_turns_per_conversation": requests / max(len(conversations), 1),
                 "memory_usage_kb": round(memory_kb, 1),
             },
             "config": settings.efficiency.model_dump(),
@@ -177,13 +175,13 @@ def _stats(krunch: Krunch, tenant: str | None) -> dict[str, Any]:
         "krunch": {
             "mode": settings.mode,
             "workers": summary.workers,
-            "totals": _totals(summary.models),
-            "models": _by_model(summary.models),
+            "totals": pages.totals(summary.models),
+            "models": pages.by_model(summary),
             "sessions": [
-                _conversation(one, summary.series[one["name"]][-_SERIES:]) for one in conversations[:_SESSIONS]
+                pages.conversation(one, summary.series[one["name"]][-_SERIES:]) for one in conversations[:_SESSIONS]
             ],
-            "reasons": _reasons(conversations),
-            "errors": _errors(summary),
+            "reasons": pages.reasons(conversations),
+            "errors": pages.errors(summary),
         },
     }
 
@@ -199,7 +197,8 @@ def _reset(krunch: Krunch, tenant: str | None) -> None:
     telemetry.forget(Reset(tenant, None))
 
 
-def _session(krunch: Krunch, session: str, tenant: str | None) -> dict[str, Any]:
+def _session(configuration: Configuration, session: str, tenant: str | None) -> dict[str, Any]:
+    krunch = configuration.main
     owner = _find(krunch, session, tenant)
     shared = telemetry.workers(krunch)
     counted = shared.figures.sessions(owner, session)
@@ -212,11 +211,11 @@ def _session(krunch: Krunch, session: str, tenant: str | None) -> dict[str, Any]
         "turns": stored.turns if stored else figures.get("requests", 0),
         "recorded": stored is not None,
         "efficiency": {
-            "trend": _trend([_net(one) for one in series[-window:]]),
-            "net_efficiency": _net(series[-1]) if series else 0.0,
+            "trend": pages.trend(series[-window:]),
+            "net_efficiency": pages.net(series[-1]) if series else 0.0,
         },
-        "legend": _legend(krunch, session, owner, str(figures.get("model", "")), series),
-        **(_conversation(figures, series) if counted else {}),
+        "legend": _legend(configuration, session, owner, figures or None),
+        **(pages.conversation(figures, series) if counted else {}),
         "timestamp": _now(),
     }
 
@@ -256,113 +255,14 @@ def _find(krunch: Krunch, session: str, tenant: str | None) -> str:
 
 
 def _legend(
-    krunch: Krunch, session: str, tenant: str, model: str, series: Sequence[Mapping[str, Any]]
+    configuration: Configuration, session: str, tenant: str, row: Mapping[str, Any] | None
 ) -> dict[str, str] | None:
-    """What the session's symbols stand for; None if the worker that is asked does not know.
-
-    That is the case where another one has sent the session and nothing is recorded, or what it defined does not follow
-    from the history alone: with settings for a model, team or key, with tools, or behind a window.
-    """
-    known = legends.get(tenant, session)
-    if known is not None:
-        return dict(known)
-    if krunch.store is None or not model or not series:
-        return None
-    messages = [turn.message for turn in krunch.store.turns(session, tenant=tenant)]
-    while messages and messages[-1].get("role") == "assistant":  # the reply to the last request
-        messages.pop()
-    with Krunch(krunch.settings.model_copy(update={"home": None, "mode": "on"})) as reader:
-        exchange = reader.prepare(messages, model=model, session=session, tenant=tenant)
-        report, last = exchange.report, series[-1]
-        if (report.tokens_before, report.tokens_after) != (last["tokens_before"], last["tokens_after"]):
-            return None
-        return dict(exchange.symbols)
-
-
-def _totals(models: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    rows = list(models)
-    before, after = _sum(rows, "tokens_before"), _sum(rows, "tokens_after")
-    plain, sent = _sum(rows, "cost_plain"), _sum(rows, "cost_sent")
-    read, asked = _sum(rows, "cached_tokens"), _sum(rows, "input_tokens")
-    return {
-        "requests": _sum(rows, "requests"),
-        "replies": _sum(rows, "replies"),
-        "broken_replies": _sum(rows, "partial"),
-        "tokens_before": before,
-        "tokens_after": after,
-        "tokens_saved": before - after,
-        "net_efficiency": (before - after) / before if before else 0.0,
-        "cost_plain": plain,
-        "cost_sent": sent,
-        "cost_saved": plain - sent,
-        "provider": {
-            "input_tokens": asked,
-            "cached_tokens": read,
-            "cache_hit_rate": read / asked if asked else 0.0,
-            "written_tokens": _sum(rows, "written_tokens"),
-            "output_tokens": _sum(rows, "output_tokens"),
-        },
-    }
-
-
-def _by_model(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    grouped: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        grouped.setdefault(row["model"], []).append(row)
-    return {model: _totals(same) for model, same in grouped.items()}
-
-
-def _conversation(row: Mapping[str, Any], series: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    used = datetime.fromtimestamp(row["used"], tz=UTC).isoformat()
-    figures = {"session": row["session"], "tenant": row["tenant"], "model": row["model"], "last_used": used}
-    return {
-        **figures,
-        **_totals([row]),
-        "symbols": row["symbols"],
-        "reasons": json.loads(row["reasons"]),
-        "series": [
-            {
-                "request": one["number"],
-                "tokens_before": one["tokens_before"],
-                "tokens_after": one["tokens_after"],
-                "overhead_tokens": one["overhead_tokens"],
-                "net_efficiency": _net(one),
-                "symbols": one["symbols"],
-            }
-            for one in series
-        ],
-    }
-
-
-def _reasons(conversations: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for one in conversations:
-        total.update(json.loads(one["reasons"]))
-    return dict(total)
-
-
-def _errors(summary: Summary) -> list[dict[str, Any]]:
-    counts: Counter[tuple[str, str]] = Counter()
-    for one in summary.problems:
-        counts[one["place"], one["error"]] += one["count"]
-    return [{"place": place, "error": error, "count": count} for (place, error), count in sorted(counts.items())]
-
-
-def _net(one: Mapping[str, Any]) -> float:
-    before = one["tokens_before"]
-    return float((before - one["tokens_after"]) / before) if before else 0.0
-
-
-def _trend(efficiencies: Sequence[float]) -> str:
-    """Which way the net efficiency went over the last window."""
-    change = efficiencies[-1] - efficiencies[0] if efficiencies else 0.0
-    if abs(change) <= _STEADY:
-        return "stable"
-    return "improving" if change > 0 else "declining"
-
-
-def _sum(rows: Iterable[Mapping[str, Any]], column: str) -> Any:  # noqa: ANN401 - int or float, as the column is
-    return sum(row[column] for row in rows)
+    """What the session's symbols stand for; None if the worker that is asked cannot know."""
+    if row is None:  # nothing was counted of late: there is none, or what this worker has sent
+        known = legends.get(tenant, session)
+    else:
+        known = legends.told(configuration, telemetry.workers(configuration.main).figures.key, row)
+    return None if known is None else dict(known)
 
 
 def _now() -> str:

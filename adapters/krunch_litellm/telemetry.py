@@ -105,8 +105,9 @@ def prepared(call: ProxiedCall) -> None:
     for message in report.messages:
         reasons[message.reason] += 1
         symbols += message.entries_added
-    now = time.time()
+    now = call.counted = time.time()
     shared = workers(call.krunch)
+    key = shared.figures.key
     shared.note(
         Prepared(
             name=_name(call),
@@ -121,6 +122,9 @@ def prepared(call: ProxiedCall) -> None:
             cost_sent=report.cost.sent if report.cost else 0.0,
             symbols=symbols,
             reasons=reasons,
+            legend=b"" if identity.session is None else legends.digest(key, exchange.symbols),
+            scope=legends.scope(key, call.scope),
+            deployment=exchange.model[:_LONGEST_NAME],
         )
     )
     for _ in range(identity.ignored):
@@ -145,7 +149,8 @@ def ended(call: ProxiedCall, *, usage: Mapping[str, Any] | None, partial: bool) 
     told = Usage.of(usage) if usage else Usage(0, 0, 0, 0)
     now = time.time()
     shared = workers(call.krunch)
-    shared.note(Replied(_name(call), tenant, model, now, partial, told.input, told.cached, told.written, told.output))
+    counts = (told.input, told.cached, told.written, told.output)
+    shared.note(Replied(_name(call), tenant, model, now, partial, *counts, asked=call.counted))
     report = call.exchange.report
     for problem in report.problems:
         shared.note(Failed(tenant, now, f"{problem.plugin}.{problem.hook}", problem.error))

@@ -177,6 +177,7 @@ def write_config(folder: Path, upstream: Upstream, **sections: Any) -> Path:
     """A config of LiteLLM's, with `auth.py` beside it."""
     deployments = {
         "gpt-4o": {"model": "openai/gpt-4o", "api_base": upstream.url},
+        "quick": {"model": "openai/gpt-4", "api_base": upstream.url},  # another name than its tokenizer is known by
         "claude": {"model": "anthropic/claude-sonnet-4-5", "api_base": upstream.root},
     }
     config = {

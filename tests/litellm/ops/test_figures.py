@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import litellm
 import prometheus_client
 import pytest
-from krunch_litellm import legends, telemetry
-from krunch_litellm.entries import Failed, Prepared, Replied
-from krunch_litellm.figures import FILE, SERIES, Figures, Reset
+from krunch_litellm import telemetry
+from krunch_litellm.entries import HOUR, Failed, Prepared, Replied
+from krunch_litellm.figures import FILE, HOURS, SERIES, Figures, Reset
 from krunch_litellm.workers import Workers
 
 from krunch_plugins import Krunch, Settings
@@ -24,11 +24,36 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+OLD = """
+CREATE TABLE conversations (
+    name BLOB PRIMARY KEY, tenant TEXT NOT NULL, session TEXT, model TEXT NOT NULL, used REAL NOT NULL,
+    requests INTEGER NOT NULL, tokens_before INTEGER NOT NULL, tokens_after INTEGER NOT NULL,
+    cost_plain REAL NOT NULL, cost_sent REAL NOT NULL, symbols INTEGER NOT NULL, reasons TEXT NOT NULL,
+    replies INTEGER NOT NULL DEFAULT 0, partial INTEGER NOT NULL DEFAULT 0, input_tokens INTEGER NOT NULL DEFAULT 0,
+    cached_tokens INTEGER NOT NULL DEFAULT 0, written_tokens INTEGER NOT NULL DEFAULT 0,
+    output_tokens INTEGER NOT NULL DEFAULT 0
+);
+INSERT INTO conversations (name, tenant, session, model, used, requests, tokens_before, tokens_after, cost_plain,
+    cost_sent, symbols, reasons) VALUES (CAST('t/s' AS BLOB), 't', 's', 'm', 1e10, 7, 70, 50, 0, 0, 2, '{}');
+"""
+"""The table of the first databases that has more columns now, with a row."""
+
 
 def prepared(tenant: str = "t", session: str | None = "s", at: float = 0.0) -> Prepared:
     """A request."""
     name = f"{tenant}/{session}".encode()
     return Prepared(name, tenant, session, "m", at or time.time(), 100, 60, 10, 0.2, 0.1, 3, {"compressed": 1})
+
+
+def replied(at: float, asked: float = 0.0) -> Replied:
+    """A reply to one of its session's requests."""
+    return Replied(b"t/s", "t", "m", at, False, 9, 5, 0, 2, asked)
+
+
+def hours(figures: Figures, tenant: str | None) -> dict[tuple[str, int], tuple[int, int, int]]:
+    """Requests, tokens before and replies of each model and hour."""
+    told = figures.summary(tenant).hours
+    return {(row["model"], row["hour"]): (row["requests"], row["tokens_before"], row["replies"]) for row in told}
 
 
 def add_many(folder: Path, count: int) -> None:
@@ -93,6 +118,84 @@ def test_conversations_and_series_are_bounded(tmp_path: Path) -> None:
     now[0] += 1_000
     assert figures.summary(None).conversations == []
     assert figures.summary(None).requests == 140
+
+
+def test_hours_are_those_of_the_requests_in_all_workers(tmp_path: Path) -> None:
+    """What two workers add to an hour is one row; a reply counts for the hour of its request, however late it comes."""
+    noon = 12.0 * HOUR
+    mine, other = (Figures(tmp_path, clock=lambda: noon) for _ in range(2))
+    mine.add([prepared(at=noon - 0.001), prepared(at=noon)])
+    other.add([prepared(at=noon + 3599.999), prepared("t2", at=noon), prepared(at=noon)._replace(model="n")])
+    other.add([replied(at=noon + 5, asked=noon - 0.001), replied(at=noon + 9000, asked=noon)])
+    mine.add([replied(at=noon + 9000), replied(at=noon + 9000, asked=HOUR)])  # of requests that nobody counted
+
+    assert (
+        hours(mine, "t")
+        == hours(other, "t")
+        == {("m", 11): (1, 100, 1), ("m", 12): (2, 200, 1), ("n", 12): (1, 100, 0)}
+    )
+    assert hours(mine, None) == {**hours(mine, "t"), ("m", 12): (3, 300, 1)}
+    assert mine.summary("t").models[0]["replies"] == 4, "in the totals each reply counts"
+
+
+def test_hours_are_bounded(tmp_path: Path) -> None:
+    """The last hours that had requests stay, however far apart they are; those before go, whoever writes."""
+    now = [0.0]
+    mine, other = (Figures(tmp_path, clock=lambda: now[0]) for _ in range(2))
+    for number in range(HOURS + 1):
+        now[0] = 5.0 * HOUR * number
+        (mine, other)[number % 2].add([prepared(("t", "t2")[number % 3 == 0], at=now[0] or 1.0)])
+
+    kept = [hour for _, hour in hours(mine, None)]
+    assert kept == [5 * number for number in range(1, HOURS + 1)]
+    assert [hour for _, hour in hours(mine, "t2")] == [hour for hour in kept if hour % 15 == 0]
+    other.add([prepared(at=HOUR), Failed("t", now[0], "prepare", "ValueError")])
+    assert [hour for _, hour in hours(mine, None)] == kept, "what was held back for days comes too late"
+    mine.add([prepared(at=now[0] + 60)])
+    assert [hour for _, hour in hours(mine, None)] == kept, "the last hour goes on"
+
+
+def test_a_reset_takes_the_hours_of_a_tenant(tmp_path: Path) -> None:
+    """Those of others stay; a reset of a session leaves them as they are, a reset of everything leaves none."""
+    mine, other = Figures(tmp_path), Figures(tmp_path)
+    mine.add([prepared(at=2.0 * HOUR), prepared("t2", at=2.0 * HOUR)])
+
+    other.reset("t", "s")
+    assert hours(other, None) == {("m", 2): (2, 200, 0)}
+    other.reset("t")
+    assert (hours(mine, "t"), hours(mine, None)) == ({}, {("m", 2): (1, 100, 0)})
+    mine.add([replied(at=time.time() + 1, asked=2.0 * HOUR)])
+    assert hours(mine, "t") == {}
+    mine.reset(None)
+    assert hours(other, None) == {}
+
+
+def test_what_was_served_last_is_told_whoever_writes_last(tmp_path: Path) -> None:
+    """A worker that writes late what it has served early changes nothing of what is told of the last request."""
+    mine, other = (Figures(tmp_path, clock=lambda: 2_000.0) for _ in range(2))
+    other.add([prepared(at=2_000.0)._replace(symbols=9, legend=b"new", scope=b"new", deployment="new")])
+    mine.add([prepared(at=1_000.0)._replace(symbols=5, legend=b"old", scope=b"old", deployment="old")])
+
+    ((row, _),) = mine.sessions("t", "s")
+    assert (row["requests"], row["used"]) == (2, 2_000.0)
+    assert (row["symbols"], row["legend"], row["scope"], row["deployment"]) == (9, b"new", b"new", "new")
+
+
+def test_a_database_of_an_older_version_goes_on(tmp_path: Path) -> None:
+    """What was counted before there were hashes of legends stays, and is added to, by several workers at once."""
+    base = sqlite3.connect(tmp_path / FILE)
+    base.executescript(OLD)
+    base.close()
+
+    first, second = Figures(tmp_path), Figures(tmp_path)
+    ((before, _),) = second.sessions("t", "s")
+    first.add([prepared(at=2e10)._replace(legend=b"hash")])
+    second.add([prepared(session="s2")])
+
+    assert (before["legend"], before["scope"], before["deployment"]) == (b"", b"", "")
+    ((after, _),) = second.sessions("t", "s")
+    assert (after["requests"], after["legend"]) == (8, b"hash")
+    assert first.key == second.key != Figures(None).key
 
 
 def test_a_reset_takes_its_own_and_what_came_before_it(tmp_path: Path) -> None:
@@ -280,28 +383,6 @@ def test_one_bad_entry_costs_only_itself(krunch: Krunch, caplog: pytest.LogCaptu
     assert "OverflowError" in caplog.text
     assert "secret" not in caplog.text
     workers.close()
-
-
-def test_symbols_that_are_held_for_owners_are_bounded_by_their_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However few the sessions are, the symbols of the oldest go when the requests that define them get too large."""
-    monkeypatch.setattr(legends, "TOKENS", 2_000)
-    text = "; ".join(f"step {number} writes /srv/warehouse/inventory/reservations.py" for number in range(60))
-    with Krunch(Settings()) as krunch:
-        exchange = krunch.prepare([{"role": "user", "content": text}], model="gpt-4o")
-        assert exchange.symbols
-        assert 700 < exchange.report.tokens_before < 1_000
-        try:
-            for number in range(5):
-                legends.keep("t", f"s{number}", exchange, most=1_000)
-            legends.keep("t", "s3", exchange, most=1_000)
-            held = [number for number in range(5) if legends.get("t", f"s{number}")]
-            memory = legends.memory_kb("t")
-        finally:
-            legends.forget("t", None)
-
-    assert held == [3, 4]
-    assert memory > 0
-    assert legends.memory_kb("t") == 0
 
 
 def test_metrics_that_cannot_be_made_harm_nobody(caplog: pytest.LogCaptureFixture) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from krunch_plugins import ConversationStore
 from krunch_plugins.upstream import Answer
+from tests.litellm.ops.conftest import MASTER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 KEY = "sk-user-killed"
 STORY = "; ".join(f"Ed{n} says the lighthouse of the northern harbour was closed by the storm" for n in range(12))
+ONCE = " says the lighthouse of the northern harbour was closed by the storm"
+"""What of the story becomes a symbol."""
 TEXT = "The lighthouse is closed until the storm is over, as far as anybody knows by now."
 LONG = TEXT * 3_000
 LATER: list[dict[str, Any]] = [
@@ -30,6 +33,9 @@ LATER: list[dict[str, Any]] = [
     {"role": "assistant", "content": "It is closed."},
     {"role": "user", "content": f"Once more, please: {STORY}"},
 ]
+
+NOTE = {"name": "note", "description": "Puts \u00a41 or \u00a42 in front of a note.", "parameters": {"type": "object"}}
+"""A tool whose description holds what would be the first symbols: so others are taken."""
 
 
 class Killed(NamedTuple):
@@ -60,14 +66,18 @@ def killed(
     """Both workers of a proxy were killed while one of them sent a stream."""
     answers["Slowly?"], answers["And now?"] = Answer(LONG), Answer(TEXT)
     folder = tmp_path_factory.mktemp("killed")
-    settings = {"krunch": {"models": {"claude": {"profile": "dense"}}}}
+    own = {"models": {"claude": {"profile": "dense"}}, "teams": {"ops": {"profile": "dense"}}}
+    settings = {"krunch": own}
     home = {"KRUNCH_HOME": str(folder / "home")}
     running = start_proxy(folder, home, "--workers", "2", litellm_settings=settings)
     try:
-        running.text(session="dense", model="claude", messages=LATER)
+        running.text(session="model", model="claude", messages=LATER)
+        running.text(session="alias", model="quick", messages=LATER)
+        running.text(KEY, session="team", messages=LATER)
+        running.text(session="tools", tools=[{"type": "function", "function": NOTE}], messages=LATER)
         running.text(session="same", messages=LATER)
         sent = model_server.requests[-1]["messages"]
-        running.eventually(lambda: running.stats()["krunch"]["totals"]["requests"], 2)
+        running.eventually(lambda: running.stats()["krunch"]["totals"]["requests"], 5)
         body = {"model": "gpt-4o", "messages": _asking("Slowly?"), "stream": True}
         heard, workers = "", set(running.children())
         with running.client(KEY, x_session_id="killed") as client:
@@ -126,17 +136,34 @@ def test_the_client_sees_its_connection_break_and_new_workers_serve_the_session(
     assert shown["recorded"]
 
 
-def test_a_legend_is_told_from_the_history_only_where_it_follows_from_it(killed: Killed) -> None:
-    """Workers that come next find what symbols meant in the store; for a model with settings of its own they do not."""
+def _symbols(killed: Killed, session: str, key: str = MASTER) -> tuple[int, dict[str, str] | None]:
+    """How many definitions a session's page counts, and the legend that it shows."""
     _served(killed.proxy, KEY, session="other", messages=_asking("And now?"))
-    with killed.proxy.client() as client:
-        same, dense = (client.get(f"/v1/compression/sessions/{name}").raise_for_status() for name in ("same", "dense"))
+    with killed.proxy.client(key) as client:
+        page = client.get(f"/v1/compression/sessions/{session}").raise_for_status().json()
+    return page["symbols"], page["legend"]
 
-    assert same.json()["legend"]
-    assert all(symbol in str(killed.sent) for symbol in same.json()["legend"])
-    assert all(meaning in str(LATER) for meaning in same.json()["legend"].values())
-    assert dense.json()["symbols"] > 0
-    assert dense.json()["legend"] is None
+
+def test_a_legend_is_told_from_the_history_by_the_settings_of_then(killed: Killed) -> None:
+    """Workers that come next find in the store what symbols meant, whoever has settings or a tokenizer of its own."""
+    told = {name: _symbols(killed, name) for name in ("same", "alias", "model")}
+    told["team"] = _symbols(killed, "team", KEY)
+
+    assert told == {
+        "same": (1, {"\u00a41": f"{ONCE};"}),
+        "alias": (1, {"\u00a41": ONCE}),
+        "model": (2, {"\u10d0": f"{ONCE};", "\u10d1": ONCE.removeprefix(" says")}),
+        "team": (2, {"\u10d0": f"{ONCE};", "\u10d1": ONCE.removeprefix(" says")}),
+    }
+    assert "\u00a41" in str(killed.sent)
+
+
+def test_no_legend_is_told_that_the_model_did_not_see(killed: Killed, model_server: Upstream) -> None:
+    """A literal in a tool shifts all symbols, to the same figures: the history alone gives others than were sent."""
+    sent = next(body["messages"] for body in model_server.requests if body.get("tools"))
+
+    assert "\u00a43" in str(sent)
+    assert _symbols(killed, "tools") == (1, None)
 
 
 def test_workers_that_know_nothing_send_the_same_bytes_and_forget_for_all(

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 import httpx
 import pytest
+from krunch_litellm import pages
 
 from krunch_plugins.upstream import Answer
+from tests.litellm.ops.conftest import definitions, story
 from tests.litellm.proxy.conftest import ENDPOINTS, request
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from krunch_plugins.upstream import Upstream
     from tests.litellm.ops.conftest import Proxy
 
 STORY = "; ".join(
     f"Ada{n} says the connection to the database was refused by /srv/warehouse/writer.py" for n in range(12)
 )
 QUESTION = [{"role": "user", "content": STORY}]
+NOISE = " ".join(hashlib.sha256(str(number).encode()).hexdigest() for number in range(8))
+"""A text that does not get smaller."""
 
 
 def counts(proxy: Proxy, key: str) -> tuple[int, int]:
@@ -88,6 +96,14 @@ def test_statistics_are_those_of_all_workers(proxy: Proxy) -> None:
     assert ours["totals"]["cost_saved"] > 0
     assert ours["totals"]["replies"] == ours["totals"]["requests"] == 8
     assert ours["models"]["gpt-4o"]["requests"] == 8
+    series = ours["models"]["gpt-4o"]["series"]  # of one hour, or of two if one ends here
+    assert [datetime.fromisoformat(one["hour"]).timestamp() % 3600 for one in series] == [0] * len(series)
+    assert 0 <= time.time() - datetime.fromisoformat(series[-1]["hour"]).timestamp() < 2 * 3600
+    assert {"series", *series[0]} == {"hour", *ours["models"]["gpt-4o"]}
+    for name in ("requests", "replies", "tokens_before", "tokens_saved"):
+        assert sum(one[name] for one in series) == ours["models"]["gpt-4o"][name] == ours["totals"][name] > 0
+    everybody = proxy.stats()["krunch"]["models"]["gpt-4o"]["series"]
+    assert sum(one["requests"] for one in everybody) >= 8
     assert [one["session"] for one in ours["sessions"]] == ["s1"]
     assert len(ours["sessions"][0]["series"]) == 8
     assert ours["reasons"]["compressed"] == 1
@@ -132,6 +148,7 @@ def test_a_key_resets_its_own_and_the_master_key_all(proxy: Proxy) -> None:
     assert answer["message"] == "Conversation compression state reset successfully"
     assert set(answer) == {"message", "timestamp"}
     assert [counts(proxy, mine) for _ in range(4)] == [(0, 0)] * 4
+    assert (proxy.stats(mine)["krunch"]["models"], set(proxy.stats(other)["krunch"]["models"])) == ({}, {"gpt-4o"})
     assert counts(proxy, other) == (1, 4)
 
     before = proxy.chat(other, session="s1", messages=QUESTION)
@@ -159,6 +176,71 @@ def test_a_session_is_shown_and_forgotten(proxy: Proxy, session: str) -> None:
         assert client.delete(path).status_code == 200
         assert [client.get(path).status_code, client.delete(path).status_code] == [404, 404]
     assert counts(proxy, key)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("texts", "trend"),
+    [
+        ([NOISE, STORY], "improving"),
+        ([STORY, NOISE], "declining"),
+        ([STORY, "Well?"], "stable"),
+        ([NOISE, STORY, *["Well?"] * 9], "stable"),
+    ],
+    ids=["rising", "falling", "flat", "risen before"],
+)
+def test_the_trend_is_that_of_the_last_ten_requests(proxy: Proxy, texts: list[str], trend: str) -> None:
+    """A session of which more and more is saved improves, another declines; what came before is forgotten."""
+    key = f"sk-user-trend-{len(texts)}-{trend}"
+    for count in range(1, len(texts) + 1):
+        messages = [{"role": "user", "content": text} for text in texts[:count]]
+        assert proxy.chat(key, session="trend", messages=messages).status_code == 200
+    proxy.eventually(lambda: counts(proxy, key), (1, len(texts)))
+
+    with proxy.client(key) as client:
+        page = client.get("/v1/compression/sessions/trend").raise_for_status().json()
+    assert page["efficiency"] == {"trend": trend, "net_efficiency": page["series"][-1]["net_efficiency"]}
+
+
+@pytest.mark.parametrize(
+    ("after", "trend"),
+    [
+        ([], "stable"),
+        ([800], "stable"),
+        ([800, 600], "improving"),
+        ([600, 800], "declining"),
+        ([700, 900, 100, 600], "improving"),
+        ([600, 100, 900, 700], "declining"),
+        ([700, 100, 900, 700], "stable"),
+        ([700, 691], "stable"),
+        ([691, 700], "stable"),
+        ([700, 689], "improving"),
+        ([689, 700], "declining"),
+    ],
+)
+def test_a_trend_leads_from_the_first_request_to_the_last(after: list[int], trend: str) -> None:
+    """What lies between does not count, nor does a change by less than a hundredth."""
+    assert pages.trend([{"tokens_before": 1000, "tokens_after": tokens} for tokens in after]) == trend
+
+
+def test_a_legend_is_that_of_the_last_request_or_none(proxy: Proxy, model_server: Upstream) -> None:
+    """A worker that has served a session before another one did does not tell what was meant then."""
+    key = "sk-user-legend"
+    asked: list[dict[str, Any]] = []
+    told: list[dict[str, str] | None] = []
+    for name in ("Ada", "Bo", "Cy"):
+        for _ in range(4):  # each worker has served some
+            asked = [*asked[-3:], {"role": "user", "content": f"{len(asked)}: {story(name)}"}]
+            assert proxy.chat(key, session="legend", messages=asked).status_code == 200
+    last = definitions(model_server.requests[-1])
+    proxy.eventually(lambda: counts(proxy, key), (1, 12))
+
+    def show() -> bool:
+        with proxy.client(key) as client:
+            told.append(client.get("/v1/compression/sessions/legend").raise_for_status().json()["legend"])
+        return len(told) >= 12 and last in told
+
+    proxy.eventually(show, expected=True)
+    assert [legend for legend in told if legend not in (last, None)] == []
 
 
 def test_a_session_is_told_from_another_by_each_of_its_characters(proxy: Proxy) -> None:
