@@ -194,11 +194,14 @@ class Figures:
         )
 
     def sessions(self, tenant: str | None, session: str) -> list[tuple[Mapping[str, Any], list[Mapping[str, Any]]]]:
-        """What was counted of a session, with its series: of a tenant, or of each that has one of this id."""
+        """What was counted of a session, with its series: of a tenant, or of each that has one of this id.
+
+        Of one tenant's, the conversation that was used last comes first.
+        """
         whose, key = ("1", ()) if tenant is None else ("tenant = ?", (tenant,))
         with self._lock:
             rows = self._rows(
-                f"SELECT * FROM conversations WHERE {whose} AND session = ? ORDER BY tenant",  # noqa: S608 - as above
+                f"SELECT * FROM conversations WHERE {whose} AND session = ? ORDER BY tenant, used DESC",  # noqa: S608 - as above
                 (*key, session),
             )
             return [(row, self._series(row["name"])) for row in rows]

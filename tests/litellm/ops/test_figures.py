@@ -77,6 +77,16 @@ def krunch(tmp_path: Path) -> Iterator[Krunch]:
         yield krunch
 
 
+def test_a_session_that_was_counted_twice_tells_its_newest_request(tmp_path: Path) -> None:
+    """A request whose compression failed is not known by its conversation, but by its session."""
+    figures, now = Figures(tmp_path), time.time()
+    for name, at in ((b"a", now - 9), (b"b", now), (b"c", now - 5)):
+        figures.add([prepared(at=at)._replace(name=name)])
+
+    assert [row["name"] for row, _ in figures.sessions("t", "s")] == [b"b", b"c", b"a"]
+    figures.close()
+
+
 def test_what_several_processes_add_is_all_there(tmp_path: Path) -> None:
     """Two processes that count at the same time lose nothing."""
     context = multiprocessing.get_context("spawn")
