@@ -119,7 +119,7 @@ CLIENTS = {"chat": chat, "messages": messages, "responses": responses}
 
 @pytest.mark.parametrize("kind", ["text", "tools", "structured", "multimodal"])
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
-@pytest.mark.parametrize(("protocol", "backend"), [*product(CLIENTS, ("gpt", "claude")), ("chat", "bridge")])
+@pytest.mark.parametrize(("protocol", "backend"), [*product(CLIENTS, ("gpt", "claude", "bridge"))])
 def test_requests_are_smaller_and_replies_exact(
     proxy: Proxy, upstream: Upstream, model: Model, protocol: str, backend: str, kind: str, *, stream: bool
 ) -> None:
