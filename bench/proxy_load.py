@@ -12,6 +12,7 @@ does, and not the queue for a core. The queue is measured too (`busy`), for what
 
     .venv/bin/python bench/proxy_load.py                      5,000 requests through each, 64 clients, two workers
     .venv/bin/python bench/proxy_load.py --requests 600       a quick look
+    .venv/bin/python bench/proxy_load.py --piece 4            streams of single tokens
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import httpx
-from proxy_load_model import MODEL, PONDERING, TURNS, Turn, conversations, serve
+from proxy_load_model import MODEL, PIECE, PONDERING, TURNS, Turn, conversations, serve
 from proxy_load_proxies import MASTER, PROGRAMS, Proxy, free_port
 
 if TYPE_CHECKING:
@@ -266,13 +267,16 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--timed", type=int, default=1_200, help="requests at 4 clients, for the latency")
+    parser.add_argument("--piece", type=int, default=PIECE, help="characters of a chunk; one token has about 4")
     parser.add_argument("--serve-model", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve_model:
-        asyncio.run(serve(arguments.serve_model))
+        asyncio.run(serve(arguments.serve_model, arguments.piece))
     loads = [os.getloadavg()[0]]
     port = free_port()
-    model = subprocess.Popen([sys.executable, __file__, "--serve-model", str(port)])  # noqa: S603 - our own command
+    model = subprocess.Popen(  # noqa: S603 - our own command
+        [sys.executable, __file__, "--serve-model", str(port), "--piece", str(arguments.piece)]
+    )
     proxies: dict[str, Proxy] = {}
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -29,8 +29,8 @@ _LINES = 42
 """Lines of log in the first message: so that requests have 2,000 tokens on average."""
 _REPLY = 480
 """Characters of a reply on the wire."""
-_PIECE = 24
-"""Characters of a chunk."""
+PIECE = 24
+"""Characters of a chunk: some five tokens, as Anthropic and Google stream. OpenAI streams token by token."""
 _SYMBOL = re.compile(r"¤[0-9]+")
 _QUESTION = re.compile(r"Question ([0-9]+-[0-9]+)\.")
 _FILLER = "All workers have been told and will report again within the hour, unless somebody stops them. " * 6
@@ -72,8 +72,8 @@ def conversations(count: int, seed: int) -> Iterator[list[Turn]]:
             yield turns
 
 
-async def serve(port: int) -> None:
-    """Answer, plain and streamed, on a port of 127.0.0.1."""
+async def serve(port: int, piece: int) -> None:
+    """Answer, whole and streamed in pieces of so many characters, on a port of 127.0.0.1."""
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         number = 0
@@ -89,7 +89,7 @@ async def serve(port: int) -> None:
                     await asyncio.sleep(PAUSE)
                 said = _reply("\n".join(message["content"] for message in body["messages"]))
                 number += 1
-                writer.write(_events(said, number) if body.get("stream") else _whole(said, number))
+                writer.write(_events(said, number, piece) if body.get("stream") else _whole(said, number))
                 await writer.drain()
         writer.close()
 
@@ -111,10 +111,10 @@ def _whole(said: str, number: int) -> bytes:
     return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(data), data)
 
 
-def _events(said: str, number: int) -> bytes:
+def _events(said: str, number: int, piece: int) -> bytes:
     envelope = _envelope(number, "chat.completion.chunk")
     deltas: list[tuple[dict[str, Any], str | None]] = [({"role": "assistant", "content": ""}, None)]
-    deltas += [({"content": said[start : start + _PIECE]}, None) for start in range(0, len(said), _PIECE)]
+    deltas += [({"content": said[start : start + piece]}, None) for start in range(0, len(said), piece)]
     deltas.append(({}, "stop"))
     events = [
         json.dumps({**envelope, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]})
