@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from krunch_litellm.entries import Prepared
 from ports import free_port
 from redis_server import redis_server
 
@@ -149,6 +150,12 @@ class Proxy:
                     return
             time.sleep(0.2)
         raise TimeoutError(self.log.read_text()[-3000:])
+
+
+def prepared(tenant: str = "t", session: str | None = "s", at: float = 0.0) -> Prepared:
+    """A request."""
+    name = f"{tenant}/{session}".encode()
+    return Prepared(name, tenant, session, "m", at or time.time(), 100, 60, 10, 0.2, 0.1, 3, {"compressed": 1})
 
 
 @pytest.fixture(scope="session")
