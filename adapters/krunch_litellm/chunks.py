@@ -43,8 +43,7 @@ class ExpandedChunks:
         if self._broken:
             self._note_usage(chunk)
             return [chunk]
-        held: list[dict[str, Any]] = []
-        thoughts: Callable[[], list[dict[str, Any]]] | None = None
+        held: Callable[[], list[dict[str, Any]]] | None = None
         try:
             simple = _Simple.of(chunk)
             if simple is not None:
@@ -53,13 +52,15 @@ class ExpandedChunks:
                 if self._passes(choice, content):
                     self._last = chunk
                     return [chunk]
-            held, thoughts = self._expander.held(), self._thoughts.held()
+            held = self._held()
             out = self._expanded(chunk) if simple is None else self._simply_expanded(chunk, simple)
         except Exception as error:  # noqa: BLE001 - ours, never the caller's: what the model wrote goes through
             self._broken = True
             self._failed(error)
             self._note_usage(chunk)
-            out = [*self._like_last([*held, *(thoughts or self._thoughts.held())()]), chunk]
+            with contextlib.suppress(Exception):  # where looking at the chunk failed, nothing has happened yet
+                held = held or self._held()
+            out = [*self._like_last(held() if held else ()), chunk]
         self._last = chunk
         return out
 
@@ -72,6 +73,11 @@ class ExpandedChunks:
         """`flush`, off the event loop where the hooks may take long."""
         rest = await self._expander.aflush(partial=partial or self._broken)
         return [] if self._broken else self._like_last([*rest, *self._thoughts.flush()])
+
+    def _held(self) -> Callable[[], list[dict[str, Any]]]:
+        """Says what is held back now, whatever happens to it after this call."""
+        texts, thoughts = self._expander.held(), self._thoughts.held()
+        return lambda: [*texts, *thoughts()]
 
     def _expanded(self, chunk: Any) -> list[Any]:  # noqa: ANN401 - a ModelResponseStream
         given = chunk.model_dump()

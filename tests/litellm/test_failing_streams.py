@@ -12,6 +12,7 @@ from krunch_litellm.wire.messages import MessagesWire
 from krunch_litellm.wire.responses import ResponsesWire
 from litellm.types.utils import Delta, ModelResponseStream, StreamingChoices
 
+from krunch_plugins.compression.windows import Window
 from tests.failing_streams import FAILING, STORY, expected, faulty, pieces_of
 
 MESSAGES: list[Any] = [{"role": "user", "content": STORY}]
@@ -19,6 +20,10 @@ MESSAGES: list[Any] = [{"role": "user", "content": STORY}]
 
 def _chunk(text: str) -> ModelResponseStream:
     return ModelResponseStream(choices=[StreamingChoices(index=0, delta=Delta(content=text))])
+
+
+def _faulty_passes(window: Window, text: str) -> bool:
+    raise ValueError("a fault")
 
 
 def _said(chunks: list[Any]) -> str:
@@ -64,6 +69,25 @@ def test_thinking_in_chat(kind: str, piece: int, monkeypatch: pytest.MonkeyPatch
 
         told = [block for chunk in out for block in chunk.choices[0].delta.thinking_blocks]
         assert "".join(block["thinking"] for block in told) == "".join(pieces_of(exchange))
+
+
+def test_a_chunk_that_cannot_be_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other texts of the reply have held back goes out before it."""
+    with faulty("expander", 0, monkeypatch) as krunch:
+        exchange = krunch.asked()
+        symbol = next(iter(exchange.symbols))
+        stream = ChatWire({}, MESSAGES).stream(exchange)
+        thought = {"type": "thinking", "thinking": f"So {symbol}", "index": 0}
+        begun: Any = {"content": "Well", "reasoning_content": f"So {symbol[0]}", "thinking_blocks": [thought]}
+        out = stream.feed(ModelResponseStream(choices=[StreamingChoices(index=0, delta=Delta(**begun))]))
+        monkeypatch.setattr(Window, "passes", _faulty_passes)
+        out += _all(stream, [_chunk(", it"), _chunk(" is.")])
+
+    told = [chunk.choices[0].delta for chunk in out]
+    blocks = [block for delta in told for block in getattr(delta, "thinking_blocks", None) or ()]
+    assert _said(out) == "Well, it is."
+    assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in told) == f"So {symbol[0]}"
+    assert "".join(block["thinking"] for block in blocks) == f"So {symbol}"
 
 
 @pytest.mark.parametrize("piece", FAILING)

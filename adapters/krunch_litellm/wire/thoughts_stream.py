@@ -43,16 +43,11 @@ class StreamedThoughts:
         self._open: dict[_Place, _Block] = {}
 
     def put_right(self, chunk: _Chunk) -> _Chunk:
-        """A chunk with what of its reasoning is decided; itself if there is none. It is not changed."""
+        """A chunk with what of its reasoning is decided. The one given is not changed."""
         choices = chunk.get("choices")
         if not isinstance(choices, list):
             return chunk
-        put = [self._choice(choice, at) for at, choice in enumerate(choices)]
-        return (
-            chunk
-            if all(after is before for after, before in zip(put, choices, strict=True))
-            else {**chunk, "choices": put}
-        )
+        return {**chunk, "choices": [self._choice(choice, at) for at, choice in enumerate(choices)]}
 
     def held(self) -> Callable[[], list[_Chunk]]:
         """Says what is held back now, as it came, whatever happens to it after this call."""

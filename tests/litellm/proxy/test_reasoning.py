@@ -172,6 +172,22 @@ def test_streamed_reasoning_of_other_providers_is_expanded(proxy: Proxy, model: 
     assert [entry["signature"] for entry in told if entry.get("signature")] == [signature] * bool(signature)
 
 
+def test_streamed_reasoning_in_the_copies_of_another_proxy_is_expanded(proxy: Proxy, model: Model) -> None:
+    """A provider that is LiteLLM itself tells reasoning as a string among its own fields, too."""
+
+    def answer(_: dict[str, Any], symbols: dict[str, str]) -> Answer:
+        pieces = [{"content": ".", "provider_specific_fields": {"reasoning": piece}} for piece in cut(said(symbols))]
+        return streamed([{"role": "assistant"}, *pieces, {"content": "Done."}, {}])
+
+    model.answer = answer
+    told = sent_back(proxy, "chat", "gpt", stream=True)
+
+    deltas = [choice["delta"] for chunk in told for choice in chunk["choices"]]
+    text = "".join((delta.get("provider_specific_fields") or {}).get("reasoning", "") for delta in deltas)
+    assert text == model.plain(said(model.symbols))
+    assert "".join(delta.get("content") or "" for delta in deltas).strip(".") == "Done"
+
+
 def test_streamed_blocks_one_after_the_other_stay_apart(proxy: Proxy, model: Model) -> None:
     """What was held back of a block that nobody signed comes before the next block begins."""
 
