@@ -86,17 +86,13 @@ class Configuration:
         with self._lock:
             return list(self._krunches.values())
 
-    def krunch_for(self, models: Iterable[str], key: UserAPIKeyAuth) -> Krunch:
-        """Who serves a request.
+    def scope_of(self, models: Iterable[str], key: UserAPIKeyAuth) -> Scope:
+        """Whom the table says something of that a request concerns, the widest first.
 
         Args:
             models: the names that its model goes by.
             key: what the proxy knows about the caller's key.
         """
-        return self.krunch_of(self.scope_of(models, key))
-
-    def scope_of(self, models: Iterable[str], key: UserAPIKeyAuth) -> Scope:
-        """Whom the table says something of that a request concerns, the widest first; as `krunch_for` takes them."""
         if self._fixed:
             return ()
         names = (

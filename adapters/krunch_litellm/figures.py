@@ -212,13 +212,13 @@ class Figures:
         Returns:
             The number of this reset, for `resets_since`.
         """
-        tables = ("conversations",) if session is not None else ("conversations", "models", "hours", "problems")
+        cleared = ("conversations",) if session is not None else ("conversations", "models", "hours", "problems")
         conditions = [("tenant", tenant), ("session", session)]
         where = " AND ".join(f"{column} = ?" for column, value in conditions if value is not None) or "1"
         values = tuple(value for _, value in conditions if value is not None)
         with self._lock, self._base:
             self._base.execute("BEGIN IMMEDIATE")
-            for table in tables:
+            for table in cleared:
                 self._base.execute(f"DELETE FROM {table} WHERE {where}", values)  # noqa: S608 - constants
             self._base.execute("DELETE FROM series WHERE name NOT IN (SELECT name FROM conversations)")
             number = self._base.execute(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from krunch_plugins import Turn
+    from krunch_plugins import Krunch, Turn
 
 TABLE: dict[str, Any] = {
     "profile": "safe",
@@ -26,6 +26,11 @@ TABLE: dict[str, Any] = {
     "keys": {"nightly": {"efficiency": {"force_compression": True}}},
 }
 NOBODY = UserAPIKeyAuth()
+
+
+def serving(configuration: Configuration, models: list[str], key: UserAPIKeyAuth) -> Krunch:
+    """Who serves a request."""
+    return configuration.krunch_of(configuration.scope_of(models, key))
 
 
 @pytest.fixture
@@ -39,9 +44,9 @@ def configuration() -> Iterator[Configuration]:
 def test_the_narrower_goes_over_the_wider(configuration: Configuration) -> None:
     """A key's settings go over its team's, these over the model's, these over the rest; tables are merged."""
     key = UserAPIKeyAuth(key_alias="nightly", team_alias="research", team_id="team-1")
-    plain = configuration.krunch_for(["other"], NOBODY)
-    model = configuration.krunch_for(["ours", "openai/gpt-4o"], NOBODY).settings
-    all_of_them = configuration.krunch_for(["ours", "openai/gpt-4o"], key).settings
+    plain = serving(configuration, ["other"], NOBODY)
+    model = serving(configuration, ["ours", "openai/gpt-4o"], NOBODY).settings
+    all_of_them = serving(configuration, ["ours", "openai/gpt-4o"], key).settings
 
     assert plain is configuration.main
     assert (plain.settings.profile, plain.settings.min_tokens) == ("safe", 5)
@@ -52,14 +57,14 @@ def test_the_narrower_goes_over_the_wider(configuration: Configuration) -> None:
 
 def test_a_bare_off_is_a_mode(configuration: Configuration) -> None:
     """YAML reads `mode: off` as a truth value; the mode is meant."""
-    assert configuration.krunch_for(["small"], NOBODY).settings.mode == "off"
+    assert serving(configuration, ["small"], NOBODY).settings.mode == "off"
 
 
 def test_equal_settings_are_served_by_one(configuration: Configuration) -> None:
     """Requests with the same settings share one Krunch, and all of them are known."""
-    first = configuration.krunch_for(["small"], NOBODY)
+    first = serving(configuration, ["small"], NOBODY)
 
-    assert configuration.krunch_for(["small"], NOBODY) is first
+    assert serving(configuration, ["small"], NOBODY) is first
     assert configuration.krunches() == [configuration.main, first]
 
 
@@ -68,7 +73,7 @@ def test_variables_go_over_the_config_and_the_store_is_shared(tmp_path: Path, mo
     monkeypatch.setenv("KRUNCH_MIN_TOKENS", "9")
     monkeypatch.setenv("KRUNCH_HOME", str(tmp_path / "home"))
     configuration = Configuration(TABLE)
-    other = configuration.krunch_for(["openai/gpt-4o"], NOBODY)
+    other = serving(configuration, ["openai/gpt-4o"], NOBODY)
     stores = [configuration.main.store, other.store]
     figures = [configuration.main.settings.min_tokens, other.settings.min_tokens]
     configuration.close()
@@ -89,7 +94,7 @@ def test_plugins_hear_of_each_eviction_once(tmp_path: Path) -> None:
     configuration = Configuration({**TABLE, "home": str(tmp_path)})
     configuration.main.register(Ears())
     for name in ("small", "openai/gpt-4o", "other"):
-        krunch = configuration.krunch_for([name], NOBODY)
+        krunch = serving(configuration, [name], NOBODY)
         exchange = krunch.prepare([{"role": "user", "content": name}], model="gpt-4o", session="s")
         exchange.finish({"role": "assistant", "content": "Noted."})
     configuration.close()
