@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Reason = Literal[
     "compressed",
@@ -35,6 +38,20 @@ Reason = Literal[
 - `error`: compressing it failed; it went out as it came, and the `krunch` logger says why.
 - `off`: `Settings.mode` is "off".
 """
+
+Trend = Literal["improving", "stable", "declining"]
+"""Which way the net efficiency went over the last `efficiency_trend_window` requests."""
+
+STEADY = 0.01
+"""Net efficiencies that differ by no more than this are stable: one point is what a reader of a table would notice."""
+
+
+def trend(efficiencies: Sequence[float]) -> Trend:
+    """Which way some net efficiencies went, oldest first; fewer than two are stable."""
+    change = efficiencies[-1] - efficiencies[0] if efficiencies else 0.0
+    if abs(change) <= STEADY:
+        return "stable"
+    return "improving" if change > 0 else "declining"
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,9 +125,15 @@ def _settings(configuration: Configuration, key: bytes, noted: bytes) -> Setting
 
 
 def _worked_out(settings: Settings, messages: list[Message], row: Mapping[str, Any]) -> dict[str, str]:
-    """What the symbols of a session stand for if its recorded messages are all that was sent."""
+    """What the symbols of a session stand for if its recorded messages are all that was sent.
+
+    Outside plugins are not asked: nobody has made this request. Where one changes requests, the hash will not agree.
+    """
     while messages and messages[-1].get("role") == "assistant":  # the reply to the last request
         messages.pop()
     with Krunch(settings.model_copy(update={"home": None})) as reader:
+        for plugin in reader.plugins():
+            if not plugin.builtin:
+                reader.unregister(plugin.name)
         exchange = reader.prepare(messages, model=row["deployment"], session=row["session"], tenant=row["tenant"])
         return dict(exchange.symbols)

@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
     from krunch_litellm.figures import Summary
 
-_STEADY = 0.01
-"""Net efficiencies that differ by no more are a stable trend; the monitor of `krunch_plugins` has the same bound."""
-
 
 def totals(counted: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The sums over rows of conversations, models or hours, and what follows from them."""
@@ -100,14 +97,6 @@ def net(one: Mapping[str, Any]) -> float:
     """The part of a request's tokens that was saved."""
     before = one["tokens_before"]
     return float((before - one["tokens_after"]) / before) if before else 0.0
-
-
-def trend(series: Sequence[Mapping[str, Any]]) -> str:
-    """Which way the net efficiency went from the first request of a series to the last."""
-    change = net(series[-1]) - net(series[0]) if series else 0.0
-    if abs(change) <= _STEADY:
-        return "stable"
-    return "improving" if change > 0 else "declining"
 
 
 def _sum(rows: Iterable[Mapping[str, Any]], column: str) -> Any:  # noqa: ANN401 - int or float, as the column is

@@ -25,6 +25,7 @@ from krunch_litellm import legends, pages, telemetry
 from krunch_litellm.figures import SERIES, Reset
 from krunch_litellm.identity import is_session, tenant_of
 from krunch_plugins import KrunchError, load_tokenizer
+from krunch_plugins.report import trend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -211,7 +212,7 @@ def _session(configuration: Configuration, session: str, tenant: str | None) -> 
         "turns": stored.turns if stored else figures.get("requests", 0),
         "recorded": stored is not None,
         "efficiency": {
-            "trend": pages.trend(series[-window:]),
+            "trend": trend([pages.net(one) for one in series[-window:]]),
             "net_efficiency": pages.net(series[-1]) if series else 0.0,
         },
         "legend": _legend(configuration, session, owner, figures or None),

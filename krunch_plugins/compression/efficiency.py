@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from krunch_plugins.report import Trend, trend
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from krunch_plugins.compression.encoder import EncodedMessage
     from krunch_plugins.settings import EfficiencySettings
-
-Trend = Literal["improving", "stable", "declining"]
-"""Which way the net efficiency went over the last `efficiency_trend_window` requests."""
 
 Status = Literal["starting", "active", "paused", "forced", "disabled"]
 """Whether new entries are bought.
@@ -33,9 +32,6 @@ Status = Literal["starting", "active", "paused", "forced", "disabled"]
 - `forced`: `force_compression` is set; they are, whatever they pay.
 - `disabled`: the monitor is not `enabled`; they are.
 """
-
-STEADY = 0.01
-"""Net efficiencies that differ by no more than this are stable: one point is what a reader of a table would notice."""
 
 SERIES = 1_000
 """Requests of a conversation that a series keeps."""
@@ -236,11 +232,3 @@ class Series:
         """The complete requests that share a window with the current one."""
         count = settings.efficiency_trend_window - 1
         return list(islice(self.requests, max(len(self.requests) - count, 0), None))
-
-
-def trend(efficiencies: Sequence[float]) -> Trend:
-    """Which way some net efficiencies went, oldest first; fewer than two are stable."""
-    change = efficiencies[-1] - efficiencies[0] if efficiencies else 0.0
-    if abs(change) <= STEADY:
-        return "stable"
-    return "improving" if change > 0 else "declining"

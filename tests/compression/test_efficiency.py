@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from texts import poor, prose, rich
 
 from krunch_plugins import Krunch, Settings, restore
-from krunch_plugins.compression.efficiency import Evidence, Monitor, trend
+from krunch_plugins.compression.efficiency import Evidence, Monitor
 from krunch_plugins.errors import SettingsError
+from krunch_plugins.report import trend
 from krunch_plugins.settings import EfficiencySettings
 
 if TYPE_CHECKING:

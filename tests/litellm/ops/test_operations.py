@@ -15,8 +15,10 @@ from urllib.parse import quote, unquote
 
 import httpx
 import pytest
-from krunch_litellm import pages
+from krunch_litellm import legends, pages
 
+from krunch_plugins import Krunch, Settings
+from krunch_plugins.report import trend
 from krunch_plugins.upstream import Answer
 from tests.litellm.ops.conftest import definitions, story
 from tests.litellm.proxy.conftest import ENDPOINTS, request
@@ -179,7 +181,7 @@ def test_a_session_is_shown_and_forgotten(proxy: Proxy, session: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("texts", "trend"),
+    ("texts", "expected"),
     [
         ([NOISE, STORY], "improving"),
         ([STORY, NOISE], "declining"),
@@ -188,9 +190,9 @@ def test_a_session_is_shown_and_forgotten(proxy: Proxy, session: str) -> None:
     ],
     ids=["rising", "falling", "flat", "risen before"],
 )
-def test_the_trend_is_that_of_the_last_ten_requests(proxy: Proxy, texts: list[str], trend: str) -> None:
+def test_the_trend_is_that_of_the_last_ten_requests(proxy: Proxy, texts: list[str], expected: str) -> None:
     """A session of which more and more is saved improves, another declines; what came before is forgotten."""
-    key = f"sk-user-trend-{len(texts)}-{trend}"
+    key = f"sk-user-trend-{len(texts)}-{expected}"
     for count in range(1, len(texts) + 1):
         messages = [{"role": "user", "content": text} for text in texts[:count]]
         assert proxy.chat(key, session="trend", messages=messages).status_code == 200
@@ -198,11 +200,11 @@ def test_the_trend_is_that_of_the_last_ten_requests(proxy: Proxy, texts: list[st
 
     with proxy.client(key) as client:
         page = client.get("/v1/compression/sessions/trend").raise_for_status().json()
-    assert page["efficiency"] == {"trend": trend, "net_efficiency": page["series"][-1]["net_efficiency"]}
+    assert page["efficiency"] == {"trend": expected, "net_efficiency": page["series"][-1]["net_efficiency"]}
 
 
 @pytest.mark.parametrize(
-    ("after", "trend"),
+    ("after", "expected"),
     [
         ([], "stable"),
         ([800], "stable"),
@@ -217,9 +219,9 @@ def test_the_trend_is_that_of_the_last_ten_requests(proxy: Proxy, texts: list[st
         ([689, 700], "declining"),
     ],
 )
-def test_a_trend_leads_from_the_first_request_to_the_last(after: list[int], trend: str) -> None:
+def test_a_trend_leads_from_the_first_request_to_the_last(after: list[int], expected: str) -> None:
     """What lies between does not count, nor does a change by less than a hundredth."""
-    assert pages.trend([{"tokens_before": 1000, "tokens_after": tokens} for tokens in after]) == trend
+    assert trend([pages.net({"tokens_before": 1000, "tokens_after": tokens}) for tokens in after]) == expected
 
 
 def test_a_legend_is_that_of_the_last_request_or_none(proxy: Proxy, model_server: Upstream) -> None:
@@ -325,7 +327,7 @@ def test_a_worker_that_is_killed_takes_no_figures_with_it(proxy: Proxy) -> None:
 
 
 def test_plugins_see_no_request_that_nobody_made(tmp_path: Path) -> None:
-    """What is loaded while a proxy starts is loaded without showing installed plugins a request."""
+    """What is loaded while a proxy starts, and a legend that is worked out, show installed plugins no request."""
     info = tmp_path / "krunch_witness-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: krunch-witness\nVersion: 1.0\n", encoding="utf-8")
@@ -336,15 +338,26 @@ def test_plugins_see_no_request_that_nobody_made(tmp_path: Path) -> None:
     )
     ask = "from krunch_plugins import Krunch; Krunch().prepare([{'role': 'user', 'content': 'Hi'}], model='gpt-4o')"
     warm = "from krunch_litellm.routes import warm_up; warm_up()"
+    with Krunch(Settings(home=tmp_path / "home")) as krunch:
+        exchange = krunch.prepare(QUESTION, model="gpt-4o", session="s", tenant="t")
+        exchange.finish({"role": "assistant", "content": "Noted."})
+    row = {"tenant": "t", "session": "s", "deployment": "gpt-4o", "scope": b""}
+    row["legend"] = legends.digest(b"key", exchange.symbols)
+    show = (
+        "from krunch_litellm import legends; from krunch_litellm.configuration import Configuration; "
+        f"print(legends.told(Configuration({{'home': {str(tmp_path / 'home')!r}}}), b'key', {row!r}))"
+    )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     environment.pop("KRUNCH_DISABLE_PLUGINS", None)
 
     seen = [
         subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-        for program in (ask, warm)
+        for program in (ask, warm, show)
     ]
 
-    assert ["seen" in one.stdout for one in seen] == [True, False]
+    assert exchange.symbols
+    assert ["seen" in one.stdout for one in seen] == [True, False, False]
+    assert seen[-1].stdout.strip() == str(dict(exchange.symbols))
 
 
 def test_the_garbage_collector_passes_over_what_was_loaded_at_the_start() -> None:
